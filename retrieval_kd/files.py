@@ -1,0 +1,171 @@
+"""Files as every step reads and writes them: atomically, with errors that name file and line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval_kd.types import Hits, InputError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `path`; it takes `path`'s place only if the block succeeds.
+
+    The block may make a file or a folder there. A reader sees the old content or the new one,
+    never a part; a killed writer leaves a scratch file (its name starts with a dot) and nothing else.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    _remove(scratch)
+    try:
+        yield scratch
+        for file in [scratch, *scratch.rglob("*")] if scratch.is_dir() else [scratch]:
+            _sync(file)
+        if path.is_dir():
+            _remove(path)  # a folder cannot be replaced in one step: absent for a moment, never half
+        scratch.replace(path)
+        _sync(path.parent)
+    finally:
+        _remove(scratch)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic(path) as scratch:
+        scratch.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}.") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number, line without its end) of a UTF-8 file; blank lines are left out."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start}); "
+                    "convert the file, for example with `iconv -f latin1 -t utf-8`."
+                ) from None
+            if line.strip():
+                yield number, line
+
+
+def fingerprint(value: Any) -> str:
+    """A 64-bit hash (16 hex digits) of a JSON-serialisable value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def hash_texts(texts: Iterable[str]) -> str:
+    """A 64-bit hash (16 hex digits) of a sequence of texts, order and borders included."""
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        raw = text.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "little"))
+        digest.update(raw)
+    return digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_bytes(path: Path) -> int:
+    """Bytes on disk of a file, or of everything in a folder."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
+def save_hits(folder: Path, hits: Hits) -> None:
+    """Write `rows.npy` and `scores.npy` into an existing folder."""
+    np.save(folder / "rows.npy", hits.rows)
+    np.save(folder / "scores.npy", hits.scores)
+
+
+def load_hits(folder: Path) -> Hits:
+    """Open the arrays that `save_hits` wrote, memory-mapped."""
+    return Hits(
+        np.load(folder / "rows.npy", mmap_mode="r"), np.load(folder / "scores.npy", mmap_mode="r")
+    )
+
+
+def write_run(path: Path, hits: Hits, query_ids: Iterable[str], document_ids: list[str], tag: str) -> None:
+    """Write hits as a TREC run: `qid Q0 docid rank score tag`, rank from 1."""
+    with atomic(path) as scratch, scratch.open("w", encoding="utf-8") as file:
+        for query_id, rows, scores in zip(query_ids, hits.rows, hits.scores, strict=True):
+            for rank, (row, score) in enumerate(zip(rows, scores, strict=True), start=1):
+                if row >= 0:
+                    file.write(f"{query_id} Q0 {document_ids[row]} {rank} {score:.9g} {tag}\n")
+
+
+def read_run(path: Path, query_ids: Iterable[str], document_ids: Iterable[str]) -> Hits:
+    """Read a TREC run, in the order of its scores; queries that it lacks get no results.
+
+    Shapes: Hits (Q, K), K the longest list of the file.
+    """
+    row_of = {document_id: row for row, document_id in enumerate(document_ids)}
+    found: dict[str, dict[int, float]] = {query_id: {} for query_id in query_ids}
+    for number, line in read_lines(path):
+        fields = line.split()
+        if len(fields) != 6:
+            raise InputError(
+                f"{path}:{number}: a TREC run line has 6 fields (qid Q0 docid rank score tag), "
+                f"this one has {len(fields)}: {line[:60]!r}."
+            )
+        query_id, _, document_id, _, score, _ = fields
+        if document_id not in row_of:
+            raise InputError(f"{path}:{number}: document {document_id!r} is not in the collection.")
+        results = found.get(query_id)
+        if results is None:
+            raise InputError(f"{path}:{number}: query {query_id!r} is not in the split.")
+        if row_of[document_id] in results:
+            raise InputError(f"{path}:{number}: {document_id!r} appears twice for query {query_id!r}.")
+        try:
+            results[row_of[document_id]] = float(score)
+        except ValueError:
+            raise InputError(f"{path}:{number}: the score {score!r} is not a number.") from None
+    width = max((len(results) for results in found.values()), default=0)
+    rows = np.full((len(found), width), -1, np.int32)
+    scores = np.full((len(found), width), -np.inf, np.float32)
+    for number, results in enumerate(found.values()):
+        best = sorted(results.items(), key=lambda item: -item[1])
+        rows[number, : len(best)] = [row for row, _ in best]
+        scores[number, : len(best)] = [score for _, score in best]
+    return Hits(rows, scores)

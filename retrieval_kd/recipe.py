@@ -1,0 +1,278 @@
+"""Recipes: TOML files that say what to distil from what, checked before anything runs.
+
+A table that names a `kind` (teacher, candidate source, student, index) keeps its other keys for the
+module of that name, which declares and checks them itself (`Options`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from retrieval_kd.extras import missing_extra
+from retrieval_kd.types import InputError
+
+T = TypeVar("T", bound=BaseModel)
+Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+Precision = Literal["fp32", "bf16"]
+
+
+class Table(BaseModel):
+    """A table of a recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(BaseModel):
+    """A table whose `kind` names a module; the rest is that module's `Options`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that belong to the module."""
+        return dict(self.model_extra or {})
+
+
+class PseudoQueries(Table):
+    """Pieces of documents that serve as training queries without labels."""
+
+    per_document: Positive | None = None  # sentences drawn from each document; absent: all
+    titles: bool = True  # the first line or title too
+    minimum_words: Positive = 4
+    maximum_words: Positive = 60
+    seed: int = 0
+
+
+class Data(Table):
+    """The collection, and which of its splits train and test."""
+
+    collection: str
+    train: str | None = "train"
+    test: str = "test"
+    pseudo_queries: PseudoQueries | None = None
+    allow_unknown_qrels: bool = False
+
+
+class Candidates(Table):
+    """Where a query's candidate documents come from, and how many are kept."""
+
+    sources: Annotated[tuple[Component, ...], Field(min_length=1)] = (Component(kind="bm25"),)
+    depth: Positive = 50
+
+
+class Teacher(Component):
+    """A teacher: its name in this recipe, its kind, and the kind's options."""
+
+    name: Name
+
+
+class Term(Table):
+    """One loss of a stage, against one teacher or several fused.
+
+    Scores of several teachers are normalised one by one and averaged with `shares`. `scale`
+    multiplies the fused target; temperatures divide (`methods` state their factors).
+    """
+
+    loss: str
+    teachers: tuple[Name, ...] = ()
+    shares: tuple[float, ...] = ()
+    normalize: Literal["none", "minmax", "zscore"] = "none"
+    scale: float = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    teacher_temperature: Annotated[float | None, Field(gt=0)] = None  # absent: `temperature`
+    relation: Literal["own", "batch"] = "own"
+    side: Literal["query", "document"] = "query"
+    weight: float | Ramp = 1.0
+
+    @model_validator(mode="after")
+    def _shares_match(self) -> Term:
+        if self.shares and len(self.shares) != len(self.teachers):
+            raise ValueError(f"{len(self.shares)} shares for {len(self.teachers)} teachers; give one for each")
+        return self
+
+
+class Ramp(Table):
+    """A weight that grows from 0 to `to` over `steps`, then stays."""
+
+    ramp: Literal["linear", "quadratic"]
+    to: float
+    steps: Positive
+
+
+class Stage(Table):
+    """One stage of training: how long, in what batches, towards what."""
+
+    steps: Positive
+    batch_size: Positive = 32  # B, queries a step
+    candidates: Annotated[int, Field(ge=2)] = 8  # C, documents a query
+    sampling: Literal["random", "top"] = "random"
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Precision = "fp32"
+    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+
+
+class Training(Table):
+    """What holds for all stages."""
+
+    seed: int = 0
+    queries: Literal["train", "all"] = "all"  # `all`: the split's queries and the pseudo-queries
+    checkpoint_steps: Positive = 200
+    micro_batch: Positive = 16  # texts encoded at once, of similar length
+
+
+class Evaluation(Table):
+    """What the report holds besides the student: baselines, depth, metrics."""
+
+    depth: Positive = 1000
+    baseline: str | None = None  # the system the others are tested against; absent: the first
+    fused: bool = True  # add the fused teachers, re-ranking the merged candidates
+    latency_queries: Positive = 200
+
+
+class Export(Table):
+    """The forms of the student that are exported and measured."""
+
+    forms: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    vector_tolerance: float = 1e-4  # fp32 against torch, largest difference of a coordinate
+    quality_tolerance: float = 0.01  # nDCG@10 lost at the most, relative
+
+
+class Recipe(Table):
+    """A whole distillation, from data to export."""
+
+    data: Data
+    candidates: Candidates = Candidates()
+    teachers: tuple[Teacher, ...] = ()
+    student: Component
+    training: Training = Training()
+    stages: tuple[Stage, ...] = ()
+    index: Component = Component(kind="faiss")
+    evaluation: Evaluation = Evaluation()
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Recipe:
+        names = [teacher.name for teacher in self.teachers]
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two teachers are called {sorted(doubled)[0]!r}; names are unique")
+        for number, stage in enumerate(self.stages):
+            for name in [name for term in stage.terms for name in term.teachers]:
+                if name not in names:
+                    raise ValueError(
+                        f"stages[{number}] uses teacher {name!r}, which is not defined{_did_you_mean(name, names)}"
+                    )
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe; `overrides` are `dotted.key=value` with TOML values.
+
+    Raises InputError naming file, table and key, with the nearest known key for a mistyped one.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"recipe {path} does not exist.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}.") from None
+    for override in overrides:
+        _override(table, override)
+    return parse(Recipe, table, str(path))
+
+
+def parse(model: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Validate `table` against `model`; InputError with the key and, if unknown, the nearest one."""
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(model, problem, where) for problem in error.errors())) from None
+
+
+def kinds(package: str) -> list[str]:
+    """The kinds that a package of this project has: the names of its modules."""
+    folder = importlib.import_module(f"retrieval_kd.{package}").__path__
+    return sorted(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
+
+
+def kind_module(package: str, kind: str) -> ModuleType:
+    """Import the module that a `kind` names; InputError for an unknown kind or a missing extra."""
+    known = kinds(package)
+    if kind not in known:
+        raise InputError(f"there is no {package} kind {kind!r}{_did_you_mean(kind, known)}; known: {', '.join(known)}.")
+    try:
+        return importlib.import_module(f"retrieval_kd.{package}.{kind}")
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+
+
+def options(package: str, component: Component) -> Any:
+    """The checked `Options` of a component, as its module declares them."""
+    module = kind_module(package, component.kind)
+    return parse(module.Options, component.options, f"{package} kind {component.kind!r}")
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise InputError(f"--set {override!r}: expected dotted.key=value, for example student.layers=[0,5].")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *parents, last = key.strip().split(".")
+    here: Any = table
+    try:
+        for part in parents:
+            here = here[int(part)] if isinstance(here, list) else here.setdefault(part, {})
+        here[int(last) if isinstance(here, list) else last] = value
+    except (ValueError, IndexError, TypeError):
+        raise InputError(f"--set {override!r}: the recipe has no place {key!r}.") from None
+
+
+def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
+    """One line for one problem that pydantic found."""
+    path = ".".join(f"{part}" for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{where}: {path + ': ' if path else ''}{problem['msg'].removeprefix('Value error, ')}."
+    return f"{where}: unknown key {path!r}{_did_you_mean(str(problem['loc'][-1]), _keys(model, problem['loc'][:-1]))}."
+
+
+def _keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    """The keys of the table at `location`, found by walking the models' annotations."""
+    for part in location:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        inner = _model_in(model.model_fields[part].annotation)
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if (found := _model_in(argument)) is not None:
+            return found
+    return None
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,91 @@
+"""The shapes that flow through every step: Hits, Queries, Collection, and the one user error.
+
+Shape letters, the same everywhere: Q queries, N documents, K results a query, B queries in a
+batch, C candidates a query, T teachers, L tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class InputError(Exception):
+    """A mistake of the caller: says what is wrong, where, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Results of Q queries: candidates, teacher scores and runs alike.
+
+    Shapes: rows (Q, K) int32, positions in the corpus, -1 where there is no result; scores
+    (Q, K) float32, -inf where there is no result, NaN where a document was not scored.
+    """
+
+    rows: NDArray[np.int32]
+    scores: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        assert self.rows.shape == self.scores.shape and self.rows.ndim == 2, "rows and scores (Q, K)"
+        assert self.rows.dtype == np.int32 and self.scores.dtype == np.float32
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(Q, K), True where there is a result."""
+        return self.rows >= 0
+
+    def top(self, k: int) -> Hits:
+        """The first `k` columns."""
+        return Hits(self.rows[:, :k], self.scores[:, :k])
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The queries of one split; `qrels[i]` maps a corpus row to the grade given for query i.
+
+    `qrels` is empty when the split has no judgements (label-free distillation).
+    """
+
+    ids: Sequence[str]
+    texts: Sequence[str]
+    qrels: Sequence[Mapping[int, int]] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == len(self.texts)
+        assert not self.qrels or len(self.qrels) == len(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Documents, and queries by split. A row is a position in `documents`.
+
+    `notes` are what a reader of results has to know about this copy of the collection
+    (documents without text, judgements dropped), printed with every report.
+    """
+
+    name: str
+    document_ids: Sequence[str]
+    documents: Sequence[str]
+    splits: Mapping[str, Queries]
+    notes: Sequence[str] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.document_ids)
+
+    def split(self, name: str) -> Queries:
+        """The queries of split `name`."""
+        if name not in self.splits:
+            raise InputError(
+                f"collection {self.name!r} has no split {name!r}; it has "
+                f"{', '.join(sorted(self.splits)) or 'none'}."
+            )
+        return self.splits[name]
