@@ -20,6 +20,7 @@ EXTRA_OF = {
     "matplotlib": "eval",
     "ranx": "eval",
     "scipy": "eval",
+    "threadpoolctl": "eval",
     "pyserini": "lucene",
     "seismic": "seismic",
     "pymilvus": "milvus",

@@ -121,9 +121,7 @@ def save_hits(folder: Path, hits: Hits) -> None:
 
 def load_hits(folder: Path) -> Hits:
     """Open the arrays that `save_hits` wrote, memory-mapped."""
-    return Hits(
-        np.load(folder / "rows.npy", mmap_mode="r"), np.load(folder / "scores.npy", mmap_mode="r")
-    )
+    return Hits(np.load(folder / "rows.npy", mmap_mode="r"), np.load(folder / "scores.npy", mmap_mode="r"))
 
 
 def write_run(path: Path, hits: Hits, query_ids: Iterable[str], document_ids: list[str], tag: str) -> None:

@@ -48,7 +48,6 @@ class PseudoQueries(Table):
     """Pieces of documents that serve as training queries without labels."""
 
     per_document: Positive | None = None  # sentences drawn from each document; absent: all
-    titles: bool = True  # the first line or title too
     minimum_words: Positive = 4
     maximum_words: Positive = 60
     seed: int = 0
@@ -72,9 +71,14 @@ class Candidates(Table):
 
 
 class Teacher(Component):
-    """A teacher: its name in this recipe, its kind, and the kind's options."""
+    """A teacher: its name in this recipe, its kind, and the kind's options.
+
+    `trained_by` names another recipe, beside this one, whose student is the teacher's model: it is
+    run first.
+    """
 
     name: Name
+    trained_by: str | None = None
 
 
 class Term(Table):
@@ -130,7 +134,6 @@ class Training(Table):
     """What holds for all stages."""
 
     seed: int = 0
-    queries: Literal["train", "all"] = "all"  # `all`: the split's queries and the pseudo-queries
     checkpoint_steps: Positive = 200
     micro_batch: Positive = 16  # texts encoded at once, of similar length
 
@@ -142,6 +145,7 @@ class Evaluation(Table):
     baseline: str | None = None  # the system the others are tested against; absent: the first
     fused: bool = True  # add the fused teachers, re-ranking the merged candidates
     latency_queries: Positive = 200
+    shares: tuple[float, ...] = ()  # of the teachers in the fused row; none given: those of the first term that fuses
 
 
 class Export(Table):
@@ -155,6 +159,7 @@ class Export(Table):
 class Recipe(Table):
     """A whole distillation, from data to export."""
 
+    precision: Precision = "fp32"  # of encoding with the student, outside training
     data: Data
     candidates: Candidates = Candidates()
     teachers: tuple[Teacher, ...] = ()

@@ -29,8 +29,8 @@ class Hits:
     scores: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        assert self.rows.shape == self.scores.shape and self.rows.ndim == 2, "rows and scores (Q, K)"
-        assert self.rows.dtype == np.int32 and self.scores.dtype == np.float32
+        assert self.rows.shape == self.scores.shape, "rows and scores are both (Q, K)"
+        assert (self.rows.ndim, self.rows.dtype, self.scores.dtype) == (2, np.int32, np.float32)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,7 +85,6 @@ class Collection:
         """The queries of split `name`."""
         if name not in self.splits:
             raise InputError(
-                f"collection {self.name!r} has no split {name!r}; it has "
-                f"{', '.join(sorted(self.splits)) or 'none'}."
+                f"collection {self.name!r} has no split {name!r}; it has {', '.join(sorted(self.splits)) or 'none'}."
             )
         return self.splits[name]

@@ -20,13 +20,37 @@ import sys
 import warnings
 from collections.abc import Iterator
 from importlib import resources
+from typing import Any
 
-from retrieval_kd.types import Collection, InputError, Queries
+from retrieval_kd.types import Collection, Queries
 
 # Not read: modules that act when imported, belong to the implementation, or repeat another.
 _SKIPPED = frozenset(
-    "antigravity this distutils idlelib lib2to3 test turtledemo tkinter turtle ensurepip venv pydoc_data encodings nt posix "
-    "posixpath ntpath genericpath sre_compile sre_parse sre_constants nturl2path opcode".split()
+    [
+        "antigravity",
+        "this",
+        "distutils",
+        "idlelib",
+        "lib2to3",
+        "test",
+        "turtledemo",
+        "tkinter",
+        "turtle",
+        "ensurepip",
+        "venv",
+        "pydoc_data",
+        "encodings",
+        "nt",
+        "posix",
+        "posixpath",
+        "ntpath",
+        "genericpath",
+        "sre_compile",
+        "sre_parse",
+        "sre_constants",
+        "nturl2path",
+        "opcode",
+    ]
 )
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -93,7 +117,7 @@ def load_pydocs() -> Collection:
     )
 
 
-def questions() -> list[dict]:
+def questions() -> list[dict[str, Any]]:
     """The questions as stored, in file order, whatever this Python version has."""
     text = (resources.files("retrieval_kd.data") / "pydocs.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]

@@ -1,0 +1,207 @@
+"""The command line: thin commands over the pipeline.
+
+Every command takes `--quiet`, and `--json` to end with one JSON object on its last line. A user's
+mistake is one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retrieval_kd import __version__
+from retrieval_kd.extras import EXTRA_OF, missing_extra
+from retrieval_kd.progress import console, say
+from retrieval_kd.types import InputError
+
+if TYPE_CHECKING:
+    from retrieval_kd.pipeline import Workspace
+
+app = typer.Typer(
+    name="rkd",
+    help="Distil slow rankers into fast retrievers: mine, score, train, index, evaluate, serve.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Recipe = Annotated[Path, typer.Argument(help="A recipe (TOML).", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results [default: work/RECIPE].")]
+StoreFolder = Annotated[Path | None, typer.Option("--store", help="Folder of teacher scores [default: OUT/../store].")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set training.seed=1.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no news.")]
+Json = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line.")]
+AllowUnknown = Annotated[
+    bool, typer.Option("--allow-unknown-qrels", help="Drop and count judgements of absent documents.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _options(version_: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version_:
+        typer.echo(f"retrieval-kd {__version__}")
+        raise typer.Exit
+
+
+def _stage(name: str, text: str) -> None:
+    """Add a command that runs one stage of a recipe."""
+
+    def command(
+        recipe: Recipe,
+        out: Out = None,
+        store: StoreFolder = None,
+        set_: Set = None,
+        allow_unknown_qrels: AllowUnknown = False,
+        quiet: Quiet = False,
+        json_: Json = False,
+    ) -> None:
+        console.quiet = quiet
+        from retrieval_kd import pipeline
+
+        workspace = _workspace(recipe, out, store, set_, allow_unknown_qrels)
+        began = monotonic()
+        stage: Callable[[Workspace], Any] = getattr(pipeline, {"eval": "evaluate"}.get(name, name))
+        result = stage(workspace)
+        _finish(workspace, result, monotonic() - began, json_)
+
+    command.__doc__ = text
+    app.command(name)(command)
+
+
+_stage("run", "Run every stage of RECIPE whose inputs changed, and print the report.\n\nStopped? Give it again.")
+_stage("mine", "Find candidate documents for the queries of RECIPE.")
+_stage("score", "Let the teachers of RECIPE score the candidates; stored scores are not computed again.")
+_stage("train", "Train the student of RECIPE; a stopped training goes on where it was.")
+_stage("index", "Encode the documents with the trained student and build its index.")
+_stage("export", "Export the query encoder, with a gate on vectors and quality.")
+_stage("search", "Search the test queries and write TREC runs.")
+_stage("eval", "Measure all systems of RECIPE on its test split and write the report.")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the results.")] = Path("work/demo"),
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Distil MiniLM into a two-layer query encoder for Python's documentation, here, in minutes."""
+    console.quiet = quiet
+    from retrieval_kd import pipeline
+
+    began = monotonic()
+    workspace = pipeline.Workspace(Path(__file__).parent / "demo.toml", out)
+    result = pipeline.run(workspace)
+    if not quiet:
+        typer.echo(f"\nNext, serve the query encoder (no torch needed):\n\n    rkd serve {out}\n")
+    _finish(workspace, result, monotonic() - began, json_)
+
+
+@app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run (work/RECIPE).", show_default=False)],
+    form: Annotated[str, typer.Option(help="Which exported form: int8 or fp32.")] = "int8",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Serve a run's query encoder and its index over HTTP, without torch.
+
+    rkd serve work/demo --port 8000
+    curl -s localhost:8000/search -H 'content-type: application/json' -d '{"query": "read a csv file"}'
+    """
+    console.quiet = quiet
+    from retrieval_kd import server
+
+    encoder = folder / "served" / form
+    if not encoder.is_dir():
+        raise InputError(f"{encoder} does not exist; give the folder of a finished run, and an exported form.")
+    index = folder / "index" / "index"
+    documents = folder / "index" / "documents.jsonl"
+    server.serve(encoder, index if index.is_dir() else None, documents if documents.is_file() else None, host, port)
+    if json_:
+        typer.echo(json.dumps({"served": str(encoder)}))
+
+
+@app.command()
+def doctor(quiet: Quiet = False, json_: Json = False) -> None:
+    """Say what is installed, what is missing and which extra brings it, and how many threads there are."""
+    import os
+
+    packages = {}
+    for module, extra in sorted(EXTRA_OF.items(), key=lambda item: (item[1], item[0])):
+        packages[module] = {"extra": extra, "version": _version(module)}
+    facts = {
+        "retrieval_kd": __version__,
+        "python": sys.version.split()[0],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
+        "RKD_DATA": os.environ.get("RKD_DATA"),
+        "packages": packages,
+    }
+    if not quiet and not json_:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("package", "extra", "version", title=f"retrieval-kd {__version__}, Python {facts['python']}")
+        for module, fact in packages.items():
+            missing = f'missing: pip install "retrieval-kd[{fact["extra"]}]"'
+            table.add_row(module, fact["extra"], fact["version"] or missing)
+        Console().print(table)
+        typer.echo(f"{facts['cores']} cores; RKD_DATA {facts['RKD_DATA'] or 'not set'}")
+    if json_:
+        typer.echo(json.dumps(facts))
+
+
+def _workspace(recipe: Path, out: Path | None, store: Path | None, set_: list[str] | None, allow: bool) -> Workspace:
+    from retrieval_kd.pipeline import Workspace
+
+    overrides = [*(set_ or []), *(["data.allow_unknown_qrels=true"] if allow else [])]
+    return Workspace(recipe, out, store, overrides)
+
+
+def _finish(workspace: Workspace, result: Any, seconds: float, json_: bool) -> None:
+    """Print the report where there is one, and the JSON line."""
+    report = result if isinstance(result, dict) and "systems" in result else None
+    if report is not None and not console.quiet:
+        from retrieval_kd.report import markdown_table
+
+        typer.echo(f"\n{markdown_table(report['systems'], report['baseline'])}\n")
+        say(f"report: {workspace.folder / 'report' / 'report.md'}")
+    if json_:
+        outcome: dict[str, Any] = {"systems": report["systems"]} if report else {"folder": str(workspace.folder)}
+        typer.echo(json.dumps({**outcome, "seconds": round(seconds, 2)}))
+
+
+def _version(module: str) -> str | None:
+    if importlib.util.find_spec(module) is None:
+        return None
+    for name in (module, module.replace("_", "-"), {"Stemmer": "PyStemmer", "seismic": "pyseismic-lsr"}.get(module)):
+        try:
+            return version(name or module)
+        except PackageNotFoundError:
+            continue
+    return "installed"
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        explained = missing_extra(error)
+        if explained is error:
+            raise
+        typer.echo(f"Error: {explained}", err=True)
+        raise SystemExit(2) from None

@@ -1,0 +1,120 @@
+"""Whether a difference between two systems is one: paired tests, Holm's correction, bootstrap intervals.
+
+All take per-query values (Q,) of the same queries in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_kd.types import InputError
+
+CELLS = 2**21  # random numbers held at once
+EQUAL = 1e-12  # values of two queries closer than this are a tie
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A system against the baseline: mean difference, p-values, and queries won, tied and lost."""
+
+    difference: float
+    p: float
+    adjusted_p: float  # Holm, over all systems compared
+    wins: int
+    ties: int
+    losses: int
+
+
+def paired_test(a: Values, b: Values, rounds: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p of a paired randomisation test on the mean of a - b, by random flips of signs.
+
+    (1 + rounds at least as extreme) / (1 + rounds): never 0. Shapes: a, b (Q,).
+    Source: Smucker et al. 2007, doi:10.1145/1321440.1321528; Phipson and Smyth 2010, arXiv:1603.05766.
+    """
+    differences = _differences(a, b)
+    differences = differences[np.abs(differences) > EQUAL]  # a flip of 0 changes nothing
+    total = differences.sum()
+    bound = abs(total) - EQUAL * np.abs(differences).sum()  # equal sums may differ by rounding
+    generator = np.random.default_rng(seed)
+    extreme = 0
+    for count in _portions(rounds, len(differences)):
+        flipped = generator.integers(0, 2, (count, len(differences)), np.int8)  # (rounds, Q)
+        extreme += int((np.abs(total - 2 * (flipped @ differences)) >= bound).sum())
+    return (1 + extreme) / (1 + rounds)
+
+
+def paired_t(a: Values, b: Values) -> float:
+    """Two-sided p of the paired t-test; 1 when no query differs. Shapes: a, b (Q,)."""
+    if not np.any(np.abs(_differences(a, b)) > EQUAL):
+        return 1.0
+    from scipy.stats import ttest_rel
+
+    return float(ttest_rel(a, b).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted for their number by Holm's step-down method, in the order given.
+
+    Source: Holm 1979, https://www.jstor.org/stable/4615733.
+    """
+    adjusted = [0.0] * len(p_values)
+    worst = 0.0
+    for done, number in enumerate(sorted(range(len(p_values)), key=lambda number: p_values[number])):
+        worst = max(worst, min(1.0, p_values[number] * (len(p_values) - done)))
+        adjusted[number] = worst
+    return adjusted
+
+
+def against_baseline(
+    baseline: Values, systems: Mapping[str, Values], rounds: int = 10_000, seed: int = 0
+) -> dict[str, Comparison]:
+    """Test each system against the baseline with `paired_test`, corrected by `holm`.
+
+    Shapes: baseline and each system (Q,). A positive difference means better than the baseline.
+    """
+    p_values = [paired_test(values, baseline, rounds, seed) for values in systems.values()]
+    compared = {}
+    for (name, values), p, adjusted in zip(systems.items(), p_values, holm(p_values), strict=True):
+        differences = _differences(values, baseline)
+        wins, losses = int((differences > EQUAL).sum()), int((differences < -EQUAL).sum())
+        ties = len(differences) - wins - losses
+        compared[name] = Comparison(float(differences.mean()), p, adjusted, wins, ties, losses)
+    return compared
+
+
+def bootstrap_interval(values: Values, rounds: int = 10_000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean: (low, high). Shapes: values (Q,)."""
+    if not len(values):
+        raise InputError("an interval needs the values of at least one query; there are none.")
+    generator = np.random.default_rng(seed)
+    means = np.concatenate(
+        [
+            values[generator.integers(0, len(values), (count, len(values)))].mean(1)
+            for count in _portions(rounds, len(values))
+        ]
+    )  # (rounds,)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _differences(a: Values, b: Values) -> Values:
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise InputError(
+            f"paired values are one number a query, the same queries twice; these are {a.shape} and {b.shape}."
+        )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise InputError("paired values hold NaN or infinity; every query needs a value from both systems.")
+    return np.asarray(a, np.float64) - np.asarray(b, np.float64)
+
+
+def _portions(rounds: int, width: int) -> Iterator[int]:
+    """Split `rounds` so that a portion times `width` stays within CELLS."""
+    portion = max(1, CELLS // max(1, width))
+    for start in range(0, rounds, portion):
+        yield min(portion, rounds - start)

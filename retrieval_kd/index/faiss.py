@@ -1,0 +1,171 @@
+"""Dense indexes: any FAISS factory string, compared by inner product."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_kd.files import atomic, read_json, size_bytes, write_json
+from retrieval_kd.index import FORMAT, MANIFEST, read_manifest
+from retrieval_kd.recipe import Positive, Table
+from retrieval_kd.types import Hits, InputError
+
+_VECTORS, _IDS = "index.faiss", "document_ids.json"
+
+
+class Options(Table):
+    """What FAISS builds, and how widely it searches; absent: what FAISS does by itself."""
+
+    factory: str = "Flat"  # for example "IVF256,Flat", "HNSW32", "OPQ16,IVF256,PQ16"
+    nprobe: Positive | None = None  # lists visited, for IVF
+    ef_search: Positive | None = None  # candidates kept, for HNSW
+
+
+def build(
+    vectors: NDArray[np.float32],
+    folder: Path,
+    options: Options,
+    *,
+    document_ids: Sequence[str],
+    identity: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Index the documents' vectors into `folder` and return its manifest.
+
+    `identity` describes the tower that made the vectors. InputError for a factory string that FAISS
+    does not know, for search parameters that it does not have, and for too few vectors to train on.
+
+    Shapes: vectors (N, D), row i belongs to `document_ids[i]`.
+    """
+    assert vectors.ndim == 2, "vectors (N, D)"
+    assert len(vectors) == len(document_ids), "one vector a document"
+    if not np.isfinite(vectors).all():
+        bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise InputError(f"the vector of document {document_ids[bad]!r} has values that are not finite numbers.")
+    if len(set(document_ids)) < len(document_ids):
+        raise InputError("document ids occur twice; a result could not be told from another.")
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    start = perf_counter()
+    try:
+        index = faiss.index_factory(vectors.shape[1], options.factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InputError(f"index.factory: FAISS cannot build {options.factory!r} ({_reason(error)}).") from None
+    _set_search(index, options)  # saved with the index
+    if not index.is_trained:
+        _train(index, vectors, options.factory)
+    try:
+        index.add(vectors)
+    except RuntimeError as error:
+        raise InputError(f"index.factory: FAISS cannot fill {options.factory!r} ({_reason(error)}).") from None
+    with atomic(folder) as scratch:
+        scratch.mkdir()
+        faiss.write_index(index, str(scratch / _VECTORS))
+        write_json(scratch / _IDS, list(document_ids))
+        manifest = {
+            "format": FORMAT,
+            "kind": "faiss",
+            **options.model_dump(),
+            "documents": len(vectors),
+            "dimension": vectors.shape[1],
+            "identity": identity,
+            "bytes": size_bytes(scratch),
+            "seconds": round(perf_counter() - start, 3),
+        }
+        write_json(scratch / MANIFEST, manifest)
+    return read_manifest(folder)
+
+
+class FaissIndex:
+    """A built index, in memory; row i is the document `document_ids[i]`."""
+
+    def __init__(self, index: Any, document_ids: Sequence[str], manifest: dict[str, Any], threads: int) -> None:
+        self.document_ids = document_ids
+        self.manifest = manifest
+        self._index = index
+        self._threads = threads
+
+    @classmethod
+    def load(cls, folder: Path, threads: int = 1) -> FaissIndex:
+        """Open a folder that `build` made; a search uses `threads`."""
+        manifest = read_manifest(folder)
+        document_ids = read_json(folder / _IDS)
+        try:
+            index = faiss.read_index(str(folder / _VECTORS))
+        except RuntimeError as error:
+            raise InputError(f"{folder / _VECTORS} cannot be read ({_reason(error)}); build it again.") from None
+        if not index.ntotal == len(document_ids) == manifest["documents"]:
+            raise InputError(
+                f"{folder}: {index.ntotal} vectors, {len(document_ids)} document ids and a manifest of "
+                f"{manifest['documents']} documents do not belong together; build it again."
+            )
+        return cls(index, document_ids, manifest, threads)
+
+    def search(self, vectors: NDArray[np.float32], k: int) -> Hits:
+        """The best `k` documents of each query by inner product; equal scores in the order of rows.
+
+        Shapes: vectors (Q, D); Hits (Q, min(k, N)), row -1 where an approximate index finds fewer.
+        """
+        if vectors.ndim != 2 or vectors.shape[1] != self._index.d:
+            raise InputError(
+                f"query vectors of shape {vectors.shape} cannot be searched in an index of width {self._index.d}; "
+                "encode the queries with the student whose documents are indexed."
+            )
+        k = max(0, min(k, self._index.ntotal))
+        if k == 0 or len(vectors) == 0:
+            return Hits(np.empty((len(vectors), k), np.int32), np.empty((len(vectors), k), np.float32))
+        with _using(self._threads):
+            scores, rows = self._index.search(np.ascontiguousarray(vectors, np.float32), k)
+        scores[rows < 0] = -np.inf
+        order = np.lexsort((rows, -scores))  # (Q, k), by score, then by row
+        rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        return Hits(rows.astype(np.int32), scores.astype(np.float32))
+
+
+load = FaissIndex.load
+
+
+def _set_search(index: Any, options: Options) -> None:
+    """Set the search parameters that are given; InputError if the index has no such parameter."""
+    for key, name in (("nprobe", "nprobe"), ("ef_search", "efSearch")):
+        value = getattr(options, key)
+        if value is None:
+            continue
+        try:
+            faiss.ParameterSpace().set_index_parameter(index, name, value)
+        except RuntimeError:
+            raise InputError(f"index.{key}: the factory {options.factory!r} has no such parameter; drop it.") from None
+
+
+def _train(index: Any, vectors: NDArray[np.float32], factory: str) -> None:
+    try:
+        index.train(vectors)
+    except RuntimeError as error:
+        needed = re.search(r"number of (?:clusters|centroids) \((\d+)\)", str(error))
+        why = f"at least {needed[1]} are needed" if needed else _reason(error)
+        raise InputError(
+            f"index.factory: {factory!r} cannot be trained on {len(vectors)} vectors: {why}; "
+            "choose fewer lists or centroids, or the factory 'Flat'."
+        ) from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """What FAISS says, without the place in its source."""
+    return str(error).strip().splitlines()[-1].split(": ", 1)[-1].removeprefix("Error: ")
+
+
+@contextmanager
+def _using(threads: int) -> Iterator[None]:
+    """Let FAISS use so many threads, and put the process's number back."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

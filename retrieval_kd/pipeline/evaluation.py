@@ -1,0 +1,153 @@
+"""The report of a recipe: baseline, teachers, their fusion and the student, quality beside cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval_kd.candidates import Candidates
+from retrieval_kd.encoder import Encoder
+from retrieval_kd.evaluate.cost import Latency, one_thread, query_latency
+from retrieval_kd.evaluate.quality import per_query
+from retrieval_kd.files import load_hits, read_json, save_hits, size_bytes
+from retrieval_kd.pipeline.steps import load_runs, student_name
+from retrieval_kd.pipeline.workspace import Workspace
+from retrieval_kd.report import System, write_report
+from retrieval_kd.scoring import rerank, retrieve
+from retrieval_kd.targets import fuse
+from retrieval_kd.teachers import Embedder, Retriever, Teacher
+from retrieval_kd.teachers.bi_encoder import BiEncoder
+from retrieval_kd.types import Hits
+
+
+def evaluate(workspace: Workspace) -> dict[str, Any]:
+    """Measure every system on the test split and write the report; return its JSON.
+
+    Latencies are of one query at a time on one thread, all systems in this one run.
+    """
+    runs = load_runs(workspace)
+    systems = [*_teacher_systems(workspace), *_student_systems(workspace, runs)]
+    baseline = workspace.recipe.evaluation.baseline or systems[0].name
+    facts = {
+        "recipe": workspace.path.name,
+        "training_queries": len(workspace.train_queries),
+        "seconds": {name: _seconds(workspace.folder / name) for name in _STAGES if _made(workspace.folder / name)},
+    }
+    split = workspace.recipe.data.test
+    return write_report(workspace.folder / "report", systems, workspace.collection, split, baseline, facts)
+
+
+_STAGES = (
+    "candidates/train",
+    "candidates/test",
+    "scores/train",
+    "scores/test",
+    "trainset",
+    "student",
+    "index",
+    "served",
+    "runs",
+)
+
+
+def _made(folder: Path) -> bool:
+    return (folder / "manifest.json").exists()
+
+
+def _seconds(folder: Path) -> float:
+    return float(read_json(folder / "manifest.json")["seconds"])
+
+
+def _teacher_systems(workspace: Workspace) -> list[System]:
+    """BM25 first (a source or a teacher of most recipes), then the other teachers, then their fusion."""
+    known: dict[str, Teacher] = dict(workspace.teachers)
+    if "bm25" in workspace.sources and not any(t.identity["kind"] == "bm25" for t in known.values()):
+        known = {"bm25": workspace.sources["bm25"], **known}
+    names = sorted(known, key=lambda name: known[name].identity["kind"] != "bm25")
+    systems = [_teacher_system(workspace, name, known[name]) for name in names]
+    settings = workspace.recipe.evaluation
+    if settings.fused and len(workspace.teachers) > 1:
+        hits = Candidates.load(workspace.folder / "candidates/test").hits
+        grids = np.load(workspace.folder / "scores/test/scores.npy")
+        fusing = [t for stage in workspace.recipe.stages for t in stage.terms if len(t.teachers) > 1]
+        if fusing:
+            order = [list(workspace.teachers).index(name) for name in fusing[0].teachers]
+            fused = fuse(grids[order], fusing[0].normalize, fusing[0].shares)
+        else:
+            fused = fuse(grids, "minmax", settings.shares)
+        systems.append(_system(workspace, "fused", "re-rank", rerank(hits, fused)))
+    return systems
+
+
+def _teacher_system(workspace: Workspace, name: str, teacher: Teacher) -> System:
+    """A teacher that can search, searching; one that cannot, re-ranking the test candidates."""
+    if not isinstance(teacher, Embedder | Retriever):
+        hits = Candidates.load(workspace.folder / "candidates/test").hits
+        place = list(workspace.teachers).index(name)
+        grid = np.load(workspace.folder / "scores/test/scores.npy")[place]
+        return _system(workspace, name, "re-rank", rerank(hits, grid))
+    inputs = [teacher.identity, workspace.recipe.evaluation.depth, workspace.texts_key]
+
+    def work(folder: Path) -> dict[str, Any]:
+        documents, depth = workspace.collection.documents, workspace.recipe.evaluation.depth
+        hits = retrieve(workspace.store, name, teacher, workspace.test_queries.texts, documents, depth)
+        save_hits(folder, hits)
+        return {}
+
+    workspace.make(f"baselines/{name}", inputs, work)
+    hits = load_hits(workspace.folder / "baselines" / name)
+    if not isinstance(teacher, BiEncoder):
+        return _system(workspace, name, "bm25s", hits)
+    modules = teacher.towers.query
+    parameters = sum(tensor.numel() for tensor in modules.parameters())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in modules.state_dict().values())
+    latency = _latency(workspace, lambda texts: teacher.embed(teacher.render(texts, "query"), "query"))
+    return _system(workspace, name, f"torch {teacher.precision}", hits, latency, parameters, size)
+
+
+def _student_systems(workspace: Workspace, runs: dict[str, Hits]) -> list[System]:
+    """The student in each exported form, or as a re-ranker."""
+    if workspace.reranks:
+        return [_system(workspace, name, "re-rank", hits) for name, hits in runs.items()]
+    systems = []
+    for form in workspace.recipe.export.forms:
+        folder = workspace.folder / "served" / form
+        encoder = Encoder.load(folder, threads=1)
+        name = student_name(form)
+        index_bytes = size_bytes(workspace.folder / "index/index")
+        systems.append(
+            _system(
+                workspace,
+                name,
+                f"onnx {form}",
+                runs[name],
+                _latency(workspace, encoder.encode),
+                encoder.manifest["parameters"],
+                size_bytes(folder),
+                index_bytes,
+            )
+        )
+    return systems
+
+
+def _latency(workspace: Workspace, encode: Callable[[list[str]], object]) -> Latency:
+    texts = list(workspace.test_queries.texts[: workspace.recipe.evaluation.latency_queries])
+    with one_thread():
+        return query_latency(encode, texts)
+
+
+def _system(
+    workspace: Workspace,
+    name: str,
+    engine: str,
+    hits: Hits,
+    latency: Latency | None = None,
+    parameters: int | None = None,
+    size: int | None = None,
+    index_bytes: int | None = None,
+) -> System:
+    quality = per_query(hits, workspace.test_queries, workspace.collection.document_ids)
+    return System(name, engine, quality, hits, latency, parameters, size, index_bytes)

@@ -1,0 +1,197 @@
+"""The score store: every judgement of a teacher is kept on disk, and paid for once.
+
+    store/<teacher name>-<fingerprint8>/
+      teacher.json                who judged: name, fingerprint, identity
+      scores/part-*.parquet       query_key, document_key, score
+      preferences/part-*.parquet  query_key, first_key, second_key, probability
+      rankings/part-*.parquet     query_key, document_keys
+      embeddings/part-*.parquet   text_key, vector
+      ledger.jsonl                what each run cost
+
+Parts are written whole, under unique names, and never changed, so any number of processes may
+append and read at once, and a killed one loses at most the batch that it had in hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retrieval_kd.files import fingerprint, read_json, read_lines, write_json
+from retrieval_kd.store.lookup import find_pairs, find_vectors
+from retrieval_kd.store.parts import Kind, count_rows, embedding_width, read_part, schema_of, write_part
+from retrieval_kd.types import InputError
+
+Keys = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Store:
+    """One teacher's judgements on disk. The keys are `text_keys` of the texts as the teacher reads them."""
+
+    folder: Path
+    identity: dict[str, Any]
+
+    @classmethod
+    def open(cls, root: Path, name: str, identity: Mapping[str, Any]) -> Store:
+        """Open the store of the teacher that `identity` describes, under `root`; make it if there is none.
+
+        `identity` holds all that the teacher's answers depend on (model, revision, prompt, lengths,
+        dtype), as JSON can. It alone decides: a teacher keeps its store under another `name`, and
+        another teacher never gets it. Raises InputError when a folder cannot be told apart.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise InputError(f"teacher name {name!r} names a folder; use letters, digits, '_', '.' and '-' only.")
+        who: dict[str, Any] = json.loads(json.dumps(dict(identity)))  # as it will be read back: lists for tuples
+        mark = fingerprint(who)
+        known = [folder for folder in sorted(root.glob(f"*-{mark[:8]}")) if _holds(folder, mark, who)]
+        if len(known) > 1:
+            raise InputError(
+                f"{known[0]} and {known[1]} hold the same teacher; move the parts and ledger lines of one "
+                "into the other (part names never clash) and delete its folder."
+            )
+        if known:
+            return cls(known[0], who)
+        folder = root / f"{name}-{mark[:8]}"
+        write_json(folder / "teacher.json", {"name": name, "fingerprint": mark, "identity": who})
+        return cls(folder, who)
+
+    def find_scores(self, query_keys: Keys, document_keys: Keys) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The scores of pairs, and which of them are known. Pairs may repeat.
+
+        A pair that is found with NaN was asked, and the teacher gave no answer. Where two processes
+        scored the same pair, the lower score is taken, a number before NaN, whatever the order.
+        Shapes: query_keys, document_keys (n,); returns scores (n,), NaN where not found, and found (n,).
+        """
+        assert query_keys.dtype == document_keys.dtype == np.uint64, "keys are uint64"
+        assert query_keys.shape == document_keys.shape, "two arrays (n,)"
+        scores = np.full(len(query_keys), np.nan, np.float32)
+        found = np.zeros(len(query_keys), np.bool_)
+        parts = self.parts("scores")
+        if parts and len(query_keys):
+            position, score = find_pairs(parts, query_keys, document_keys)
+            found[position] = True
+            np.fmin.at(scores, position, score)
+        return scores, found
+
+    def append_scores(self, query_keys: Keys, document_keys: Keys, scores: NDArray[np.float32]) -> None:
+        """Keep the scores of pairs, NaN for no answer; on disk when this returns.
+
+        Each call makes one file, so give thousands of pairs at once. Shapes: all (n,).
+        """
+        order = np.lexsort((document_keys, query_keys))
+        self._append("scores", query_keys[order], document_keys[order], scores[order])
+
+    def find_embeddings(self, keys: Keys) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The teacher's vectors of texts, and which of them are known. Keys may repeat.
+
+        Shapes: keys (n,); returns vectors (n, D), NaN where not found, and found (n,). D is 0 in an
+        empty store.
+        """
+        assert keys.dtype == np.uint64, "keys are uint64"
+        return find_vectors(self.parts("embeddings"), keys)
+
+    def append_embeddings(self, keys: Keys, vectors: NDArray[np.float32]) -> None:
+        """Keep the vectors of texts. Shapes: keys (n,), vectors (n, D)."""
+        _, width = vectors.shape
+        assert width > 0, "vectors (n, D)"
+        parts = self.parts("embeddings")
+        if parts and (stored := embedding_width(parts[0])) != width:
+            raise InputError(
+                f"{self.folder} holds vectors of width {stored}, these have {width}; "
+                "a teacher with another width is another teacher, so its identity must say so."
+            )
+        flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+        vector = pa.FixedSizeListArray.from_arrays(flat, type=schema_of("embeddings", width).field("vector").type)
+        self._append("embeddings", keys, vector, width=width)
+
+    def append_preferences(
+        self, query_keys: Keys, first_keys: Keys, second_keys: Keys, probabilities: NDArray[np.float32]
+    ) -> None:
+        """Keep the probabilities that the first document beats the second. Shapes: all (n,)."""
+        self._append("preferences", query_keys, first_keys, second_keys, probabilities)
+
+    def append_rankings(self, query_keys: Keys, document_keys: Sequence[Keys]) -> None:
+        """Keep the teacher's order of documents, best first. Shapes: query_keys (n,), document_keys n x (any,)."""
+        ends = np.cumsum([0, *map(len, document_keys)], dtype=np.int32)
+        flat = np.concatenate([np.empty(0, np.uint64), *document_keys])
+        kind = schema_of("rankings").field("document_keys").type
+        self._append("rankings", query_keys, pa.ListArray.from_arrays(pa.array(ends), pa.array(flat), type=kind))
+
+    def preferences(self) -> pa.Table:
+        """All preferences, oldest part first: query_key, first_key, second_key, probability."""
+        return self._table("preferences")
+
+    def rankings(self) -> pa.Table:
+        """All rankings, oldest part first: query_key, document_keys."""
+        return self._table("rankings")
+
+    def parts(self, kind: Kind) -> list[Path]:
+        """The files that hold the judgements of one kind, oldest first."""
+        return sorted((self.folder / kind).glob("part-*.parquet"))
+
+    def count(self, kind: Kind) -> int:
+        """The judgements of one kind on disk, from the footers; those made twice count twice."""
+        return sum(count_rows(path, kind) for path in self.parts(kind))
+
+    def record(self, pairs: int, texts: int, tokens: int | None, seconds: float) -> None:
+        """Add what a run cost to the ledger; `tokens` is None where the teacher does not count them."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        entry = {"time": now, "pairs": pairs, "texts": texts, "tokens": tokens, "seconds": round(seconds, 3)}
+        line = json.dumps(entry).encode() + b"\n"
+        handle = os.open(self.folder / "ledger.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(handle, line)  # one write: lines of processes that end together do not mix
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """What each run cost, oldest first."""
+        path = self.folder / "ledger.jsonl"
+        entries = []
+        for number, line in read_lines(path) if path.exists() else ():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}:{number}: not valid JSON ({error}); delete this line.") from None
+        return entries
+
+    def _append(self, kind: Kind, *columns: NDArray[Any] | pa.Array, width: int = 1) -> None:
+        assert len({len(column) for column in columns}) == 1, "columns of one length"
+        assert all(column.dtype == np.uint64 for column in columns[:-1]), "keys are uint64"
+        if len(columns[0]):
+            write_part(self.folder / kind, pa.table(list(columns), schema=schema_of(kind, width)))
+
+    def _table(self, kind: Kind) -> pa.Table:
+        return pa.concat_tables([schema_of(kind).empty_table(), *(read_part(path, kind) for path in self.parts(kind))])
+
+
+def _holds(folder: Path, mark: str, identity: dict[str, Any]) -> bool:
+    """Whether `folder` is the store of this teacher; False where a killed writer left it empty."""
+    judged = any(folder.glob("*/part-*.parquet"))  # before looking for teacher.json, which is written first
+    path = folder / "teacher.json"
+    if not path.exists():
+        if judged:
+            raise InputError(f"{path} is gone, so nobody can say whose judgements {folder} holds; restore it.")
+        return False
+    teacher = read_json(path)
+    if not isinstance(teacher, dict) or not {"fingerprint", "identity"} <= teacher.keys():
+        raise InputError(f"{path} does not say who the teacher is; restore it or move {folder} away.")
+    if (teacher["fingerprint"], teacher["identity"]) != (mark, identity):
+        raise InputError(
+            f"{folder} belongs to another teacher, though its name ends in the same 8 digits: "
+            f"{teacher['identity']} (fingerprint {teacher['fingerprint']}), not {identity} ({mark}). "
+            "If teacher.json was edited, restore it; otherwise keep this teacher's store in another folder."
+        )
+    return True

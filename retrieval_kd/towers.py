@@ -1,0 +1,160 @@
+"""Towers: the Sentence Transformers modules that encode one side, queries or documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module, Router
+from torch import Tensor, nn
+
+from retrieval_kd.recipe import Precision
+from retrieval_kd.types import InputError
+from retrieval_kd.weights import hash_weights, locate_model
+
+Side = Literal["query", "document"]
+SIDES: tuple[Side, Side] = ("query", "document")
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Both sides of a bi-encoder, which may be the same object, and the text put before each."""
+
+    model: SentenceTransformer
+    query: nn.ModuleList
+    document: nn.ModuleList
+    query_prompt: str
+    document_prompt: str
+
+    def side(self, side: Side) -> nn.ModuleList:
+        """The modules of one side."""
+        return self.query if side == "query" else self.document
+
+    def render(self, texts: Sequence[str], side: Side) -> list[str]:
+        """The texts as the model reads them: with the side's prompt."""
+        prompt = self.query_prompt if side == "query" else self.document_prompt
+        return [prompt + text for text in texts]
+
+
+def load_towers(
+    name: str,
+    revision: str | None = None,
+    max_length: int | None = None,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
+) -> Towers:
+    """Load a Sentence Transformers model, or any transformer (mean pooling), as two towers.
+
+    `max_length` is in tokens and can only shorten. Prompts default to those saved with the model.
+    """
+    model: Any = SentenceTransformer(str(locate_model(name, revision)), device="cpu", local_files_only=True)
+    model.eval()
+    if isinstance(model[0], Router):
+        routes = model[0].sub_modules
+        if len(model) > 1 or set(routes) != set(SIDES):
+            raise InputError(f"model {name!r} routes {sorted(routes)}; expected the routes query and document alone.")
+        query, document = (nn.ModuleList(routes[side]) for side in SIDES)
+    else:
+        query = document = nn.ModuleList(model)
+    for first in {id(side[0]): side[0] for side in (query, document)}.values():
+        if max_length is not None:
+            first.max_seq_length = min(max_length, first.max_seq_length or max_length)
+    prompts = model.prompts
+    return Towers(
+        model,
+        query,
+        document,
+        prompts.get("query") or "" if query_prompt is None else query_prompt,
+        prompts.get("document") or "" if document_prompt is None else document_prompt,
+    )
+
+
+def describe(modules: nn.ModuleList, precision: Precision) -> dict[str, Any]:
+    """What decides a tower's vectors: kinds of modules, their settings, a hash of their weights."""
+    return {
+        "modules": [_settings(module) for module in modules],
+        "weights": hash_weights(modules),
+        "max_length": getattr(modules[0], "max_seq_length", None),
+        "precision": precision,
+    }
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Class and settings of a module, less where it was loaded from and by which version."""
+    settings: dict[str, Any] = {"module": type(module).__name__}
+    config = getattr(module, "config", None)
+    if config is not None and hasattr(config, "to_dict"):
+        drop = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+        settings["config"] = {key: value for key, value in config.to_dict().items() if key not in drop}
+    elif isinstance(module, Module):
+        settings["config"] = module.get_config_dict()
+    return settings
+
+
+def embed(
+    towers: Towers, texts: Sequence[str], side: Side, precision: Precision, batch_size: int = 32
+) -> NDArray[np.float32]:
+    """Encode rendered texts (the prompt is part of them): (n, D) float32, in the order given."""
+    with autocast(precision):
+        vectors = towers.model.encode(
+            list(texts),
+            prompt="",
+            task=side,
+            batch_size=batch_size,
+            show_progress_bar=False,
+            convert_to_numpy=True,
+        )
+    return np.asarray(vectors, np.float32)
+
+
+def autocast(precision: Precision, device: str = "cpu") -> Any:
+    """A context in which matrix products run in `precision`."""
+    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def run_tower(modules: nn.ModuleList, token_ids: Sequence[NDArray[np.int32]], micro_batch: int) -> Tensor:
+    """Encode tokenised texts with gradient: (n, D) float32, in the order given.
+
+    Texts of similar length share a micro-batch, so that little of it is padding.
+    """
+    order = np.argsort([len(ids) for ids in token_ids], kind="stable")
+    vectors = [
+        _run(modules, [token_ids[place] for place in order[start : start + micro_batch]])
+        for start in range(0, len(order), micro_batch)
+    ]
+    return torch.cat(vectors)[torch.from_numpy(np.argsort(order, kind="stable"))]
+
+
+def _run(modules: nn.ModuleList, token_ids: Sequence[NDArray[np.int32]]) -> Tensor:
+    first: Any = modules[0]
+    features = pad(token_ids, first.tokenizer.pad_token_id or 0, next(modules.parameters()).device)
+    for module in modules:
+        features = module(features)
+    return cast(Tensor, features["sentence_embedding"]).float()
+
+
+def pad(token_ids: Sequence[NDArray[np.int32]], pad_id: int, device: torch.device) -> dict[str, Any]:
+    """Token lists as `input_ids` and `attention_mask`, both (n, L) int64."""
+    width = max((len(ids) for ids in token_ids), default=0)
+    ids = np.full((len(token_ids), width), pad_id, np.int64)
+    mask = np.zeros_like(ids)
+    for place, tokens in enumerate(token_ids):
+        ids[place, : len(tokens)] = tokens
+        mask[place, : len(tokens)] = 1
+    return {
+        "input_ids": torch.from_numpy(ids).to(device),
+        "attention_mask": torch.from_numpy(mask).to(device),
+    }
+
+
+def tokenize(modules: nn.ModuleList, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids as the tower reads them: special tokens in place, cut at its maximum length."""
+    first: Any = modules[0]
+    encoded = first.tokenizer(list(texts), truncation=True, max_length=first.max_seq_length)
+    return cast(list[list[int]], encoded["input_ids"])

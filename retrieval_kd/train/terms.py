@@ -1,0 +1,131 @@
+"""The terms of a stage's loss: which grids are compared, against what, with which loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrieval_kd.losses import find_loss, takes
+from retrieval_kd.recipe import Stage, Term
+from retrieval_kd.students import Outputs
+from retrieval_kd.targets import fuse
+from retrieval_kd.train.batches import Draw
+from retrieval_kd.trainset import TrainSet
+from retrieval_kd.types import InputError
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stage's terms read besides the queries."""
+
+    candidates: bool  # some term compares scores
+    query_vectors: frozenset[str]  # teachers whose query vectors are targets
+    document_vectors: frozenset[str]
+
+    @property
+    def documents(self) -> bool:
+        """Whether documents take part at all."""
+        return self.candidates or bool(self.document_vectors)
+
+
+def needs(stages: Sequence[Stage]) -> Needs:
+    """What the stages need together; InputError for terms that cannot work."""
+    candidates = False
+    queries: set[str] = set()
+    documents: set[str] = set()
+    for number, stage in enumerate(stages):
+        for place, term in enumerate(stage.terms):
+            where = f"stages[{number}].terms[{place}]"
+            family, loss = find_loss(term.loss)
+            _check(term, family, takes(loss, "temperature"), takes(loss, "teacher_temperature"), where)
+            candidates |= family != "vectors"
+            if family == "vectors":
+                (queries if term.side == "query" else documents).update(term.teachers)
+    return Needs(candidates, frozenset(queries), frozenset(documents))
+
+
+def _check(term: Term, family: str, takes_temperature: bool, takes_teacher: bool, where: str) -> None:
+    if family == "scores" and not term.teachers:
+        raise InputError(f"{where}: {term.loss} compares with teachers; name them in `teachers`.")
+    if family == "labels" and term.teachers:
+        raise InputError(f"{where}: {term.loss} learns from labels alone; it takes no `teachers`.")
+    if family == "vectors" and len(term.teachers) != 1:
+        raise InputError(f"{where}: {term.loss} imitates the vectors of exactly one teacher, not {len(term.teachers)}.")
+    if term.relation == "batch" and family != "labels":
+        raise InputError(
+            f"{where}: {term.loss} with relation 'batch' would need teacher scores for other queries' candidates, "
+            "which are not stored; use relation 'own'."
+        )
+    if term.temperature != 1.0 and not takes_temperature:
+        raise InputError(f"{where}: {term.loss} has no temperature; use `scale` to stretch its target.")
+    if term.teacher_temperature is not None and not takes_teacher:
+        raise InputError(f"{where}: {term.loss} has no teacher_temperature.")
+    if (term.normalize != "none" or term.scale != 1.0) and family != "scores":
+        raise InputError(f"{where}: `normalize` and `scale` change teacher scores; {term.loss} reads none.")
+    if len(term.teachers) > 1 and term.normalize == "none" and family == "scores":
+        raise InputError(
+            f"{where}: scores of {len(term.teachers)} teachers are averaged as they are, though their scales "
+            "differ; set normalize = 'minmax' or 'zscore'."
+        )
+
+
+def loss_of(term: Term, outputs: Outputs, drawn: Draw, trainset: TrainSet) -> Tensor:
+    """The unweighted value of one term for one batch."""
+    family, loss = find_loss(term.loss)
+    options: dict[str, Any] = {}
+    if takes(loss, "temperature"):
+        options["temperature"] = term.temperature
+    if takes(loss, "teacher_temperature"):
+        options["teacher_temperature"] = term.teacher_temperature
+    if family == "vectors":
+        student = outputs.queries if term.side == "query" else outputs.documents
+        known = trainset.query_vectors if term.side == "query" else trainset.document_vectors
+        places = drawn.queries if term.side == "query" else drawn.rows
+        if student is None:
+            raise InputError(f"{term.loss} needs a student that makes vectors; this one scores pairs.")
+        return loss(student, _tensor(known[term.teachers[0]][places], student), **options)
+    exists = torch.from_numpy(drawn.columns >= 0)
+    if family == "labels":
+        if term.relation == "own":
+            return loss(outputs.scores, _positive(drawn, trainset), exists, **options)
+        return loss(*_in_batch(outputs, drawn, trainset), **options)
+    teachers = [list(trainset.teachers).index(name) for name in term.teachers]
+    assert trainset.scores is not None
+    lists = np.stack([trainset.scores[teacher, drawn.queries] for teacher in teachers])  # (T, B, K)
+    target = np.take_along_axis(fuse(lists, term.normalize, term.shares, term.scale), drawn.places, axis=1)
+    valid = exists & torch.from_numpy(np.isfinite(target))
+    return loss(outputs.scores, _tensor(target, outputs.scores), valid, **options)
+
+
+def _positive(drawn: Draw, trainset: TrainSet) -> Tensor:
+    """(B, C), True where the candidate exists and is judged relevant."""
+    assert trainset.positive is not None
+    marked = np.take_along_axis(trainset.positive[drawn.queries], drawn.places, axis=1)
+    return torch.from_numpy(marked & (drawn.columns >= 0))
+
+
+def _in_batch(outputs: Outputs, drawn: Draw, trainset: TrainSet) -> tuple[Tensor, Tensor, Tensor]:
+    """Every query against every document of the batch: scores, positives and valid places, each (B, U).
+
+    All of a query's judged positives count as such, whichever query brought them: none is its negative.
+    """
+    if outputs.queries is None or outputs.documents is None:
+        raise InputError("relation 'batch' needs a student that encodes queries and documents apart.")
+    assert trainset.hits is not None
+    assert trainset.positive is not None
+    scores = outputs.queries @ outputs.documents.T
+    positive = [
+        np.isin(drawn.rows, rows[marked])
+        for rows, marked in zip(trainset.hits.rows[drawn.queries], trainset.positive[drawn.queries], strict=True)
+    ]
+    grid = torch.from_numpy(np.stack(positive))
+    return scores, grid, torch.ones_like(grid)
+
+
+def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.array(array, np.float32)).to(like.device)

@@ -1,0 +1,123 @@
+"""The train set: everything a stage reads, in memory-mapped arrays.
+
+rows.npy       (Q, K) int32     candidates, -1 where there is none
+scores.npy     (T, Q, K) float32  teacher scores, NaN where a teacher gave no answer
+positive.npy   (Q, K) bool      judged relevant
+query_tokens/, document_tokens/   ids.npy int32 end to end, starts.npy int64
+query_vectors-NAME.npy, document_vectors-NAME.npy   (Q, D), (N, D) float32 of a teacher
+frozen.npy     (N, D) float32   document vectors of a frozen tower
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_kd.files import read_json, write_json
+from retrieval_kd.types import Hits
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of many texts, end to end; text i has ids[starts[i]:starts[i + 1]]."""
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def pack(cls, lists: Sequence[Sequence[int]]) -> Tokens:
+        """Put token lists end to end."""
+        starts = np.zeros(len(lists) + 1, np.int64)
+        np.cumsum([len(ids) for ids in lists], out=starts[1:])
+        flat = np.fromiter((token for ids in lists for token in ids), np.int32, count=int(starts[-1]))
+        return cls(flat, starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, place: int) -> NDArray[np.int32]:
+        return self.ids[self.starts[place] : self.starts[place + 1]]
+
+
+@dataclass(frozen=True)
+class TrainSet:
+    """See the module's table. `hits` and what goes with it are absent where no loss needs candidates."""
+
+    query_tokens: Tokens
+    document_tokens: Tokens | None = None  # absent when no document is encoded
+    hits: Hits | None = None
+    teachers: Sequence[str] = ()
+    scores: NDArray[np.float32] | None = None
+    positive: NDArray[np.bool_] | None = None
+    query_vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    document_vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    frozen: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.query_tokens)
+
+    def save(self, folder: Path) -> None:
+        """Write into an existing folder."""
+        for name, tokens in (("query_tokens", self.query_tokens), ("document_tokens", self.document_tokens)):
+            if tokens is not None:
+                (folder / name).mkdir()
+                np.save(folder / name / "ids.npy", tokens.ids)
+                np.save(folder / name / "starts.npy", tokens.starts)
+        arrays: dict[str, NDArray[Any] | None] = {
+            "positive": self.positive,
+            "scores": self.scores,
+            "frozen": self.frozen,
+        }
+        if self.hits is not None:
+            arrays |= {"rows": self.hits.rows, "hit_scores": self.hits.scores}
+        arrays |= {f"query_vectors-{name}": vectors for name, vectors in self.query_vectors.items()}
+        arrays |= {f"document_vectors-{name}": vectors for name, vectors in self.document_vectors.items()}
+        for name, array in arrays.items():
+            if array is not None:
+                np.save(folder / f"{name}.npy", array)
+        write_json(folder / "teachers.json", list(self.teachers))
+
+    @classmethod
+    def load(cls, folder: Path) -> TrainSet:
+        """Open what `save` wrote, memory-mapped."""
+
+        def array(name: str) -> NDArray[Any] | None:
+            path = folder / f"{name}.npy"
+            return np.load(path, mmap_mode="r") if path.exists() else None
+
+        def tokens(name: str) -> Tokens | None:
+            ids, starts = array(f"{name}/ids"), array(f"{name}/starts")
+            return None if ids is None or starts is None else Tokens(ids, starts)
+
+        def vectors(side: str) -> dict[str, NDArray[np.float32]]:
+            prefix = f"{side}_vectors-"
+            found = sorted(folder.glob(f"{prefix}*.npy"))
+            return {path.stem.removeprefix(prefix): np.load(path, mmap_mode="r") for path in found}
+
+        rows, hit_scores, query_tokens = array("rows"), array("hit_scores"), tokens("query_tokens")
+        assert query_tokens is not None
+        return cls(
+            query_tokens=query_tokens,
+            document_tokens=tokens("document_tokens"),
+            hits=None if rows is None or hit_scores is None else Hits(rows, hit_scores),
+            teachers=read_json(folder / "teachers.json"),
+            scores=array("scores"),
+            positive=array("positive"),
+            query_vectors=vectors("query"),
+            document_vectors=vectors("document"),
+            frozen=array("frozen"),
+        )
+
+
+def mark_positives(hits: Hits, qrels: Sequence[Mapping[int, int]]) -> NDArray[np.bool_]:
+    """(Q, K), True where the candidate is judged relevant; queries beyond `qrels` have none."""
+    positive = np.zeros(hits.rows.shape, bool)
+    for number, grades in enumerate(qrels):
+        relevant = [row for row, grade in grades.items() if grade > 0]
+        positive[number] = np.isin(hits.rows[number], relevant)
+    return positive

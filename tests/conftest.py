@@ -1,0 +1,24 @@
+"""What several test files share; `from tiny import ...` works in all of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the student `tiny_sentence_transformer(student)` exported into `fp32` and `int8`."""
+    from tiny import CHECK_TEXTS, tiny_sentence_transformer
+
+    from retrieval_kd.export import export_encoder
+
+    folder = tmp_path_factory.mktemp("exported")
+    student = tiny_sentence_transformer(folder / "student")
+    for form in ("fp32", "int8"):
+        export_encoder(student, folder / form, form, identity={"student": "tiny"}, check_texts=CHECK_TEXTS)
+    return folder

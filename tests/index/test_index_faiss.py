@@ -1,0 +1,165 @@
+"""FAISS indexes: Flat against brute force, the approximate ones against Flat, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from retrieval_kd.index import faiss as kind
+from retrieval_kd.index import open_index
+from retrieval_kd.index.faiss import FaissIndex, Options
+from retrieval_kd.types import InputError
+
+
+def random_vectors(count: int, width: int = 16, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+
+
+def make(folder: Path, vectors: NDArray[np.float32], **options: object) -> FaissIndex:
+    ids = [f"d{row}" for row in range(len(vectors))]
+    kind.build(vectors, folder, Options(**options), document_ids=ids, identity={"tower": "tiny"})
+    return FaissIndex.load(folder)
+
+
+@pytest.mark.parametrize("queries", [1, 7, 50])  # FAISS goes another way from 20 queries on
+def test_flat_is_brute_force(tmp_path: Path, queries: int) -> None:
+    documents, asked = random_vectors(200), random_vectors(queries, seed=1)
+    hits = make(tmp_path / "index", documents).search(asked, 10)
+    full = asked @ documents.T
+    np.testing.assert_array_equal(hits.rows, np.argsort(-full, axis=1)[:, :10])
+    np.testing.assert_allclose(hits.scores, -np.sort(-full, axis=1)[:, :10], rtol=1e-4, atol=1e-5)
+
+
+def test_inner_product_and_not_cosine(tmp_path: Path) -> None:
+    documents = np.array([[1, 0], [3, 3], [0, 0.5]], np.float32)
+    hits = make(tmp_path / "index", documents).search(np.array([[1, 0.1]], np.float32), 3)
+    assert hits.rows.tolist() == [[1, 0, 2]]
+    np.testing.assert_allclose(hits.scores, [[3.3, 1.0, 0.05]], rtol=1e-6)
+
+
+def test_equal_scores_come_by_row(tmp_path: Path) -> None:
+    documents = np.array([[1, 0], [2, 0], [1, 0], [2, 0], [1, 0]], np.float32)
+    hits = make(tmp_path / "index", documents).search(np.array([[1, 0], [-1, 0]], np.float32), 5)
+    assert hits.rows.tolist() == [[1, 3, 0, 2, 4], [0, 2, 4, 1, 3]]
+    assert hits.scores.tolist() == [[2, 2, 1, 1, 1], [-1, -1, -1, -2, -2]]
+
+
+def test_more_results_than_documents_and_none(tmp_path: Path) -> None:
+    index = make(tmp_path / "index", random_vectors(3))
+    assert index.search(random_vectors(2), 10).rows.shape == (2, 3)
+    assert index.search(random_vectors(0), 10).rows.shape == (0, 3)
+    empty = make(tmp_path / "empty", random_vectors(0))
+    assert empty.search(random_vectors(2), 10).rows.shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "overlap"),
+    [
+        ({"factory": "HNSW16", "ef_search": 200}, 0.95),
+        ({"factory": "IVF8,Flat", "nprobe": 8}, 1.0),  # every list: exact
+        ({"factory": "IVF8,Flat", "nprobe": 1}, 0.2),
+        ({"factory": "SQ8"}, 0.9),
+        ({"factory": "IVF4,PQ8x4", "nprobe": 4}, 0.2),
+    ],
+)
+def test_other_factories_find_most_of_it(tmp_path: Path, options: dict[str, object], overlap: float) -> None:
+    documents, asked = random_vectors(400), random_vectors(20, seed=1)
+    exact = make(tmp_path / "flat", documents).search(asked, 10)
+    found = make(tmp_path / "index", documents, **options).search(asked, 10)
+    shared = [len({*one} & {*other}) / 10 for one, other in zip(exact.rows, found.rows, strict=True)]
+    assert np.mean(shared) >= overlap
+
+
+def test_search_parameters_count(tmp_path: Path) -> None:
+    """One list of eight holds fewer than 100 documents: the places left are empty, and are so marked."""
+    documents, asked = random_vectors(400), random_vectors(20, seed=1)
+    hits = make(tmp_path / "narrow", documents, factory="IVF8,Flat", nprobe=1).search(asked, 390)
+    missing = hits.rows == -1
+    assert missing.any(axis=1).all()
+    np.testing.assert_array_equal(missing, np.isneginf(hits.scores))
+    assert (np.diff(missing.astype(int), axis=1) >= 0).all(), "missing places stand last"
+    wide = make(tmp_path / "wide", documents, factory="IVF8,Flat", nprobe=8).search(asked, 390)
+    assert wide.valid.all()
+
+
+def test_manifest_and_open(tmp_path: Path) -> None:
+    vectors = random_vectors(5)
+    manifest = kind.build(
+        vectors, tmp_path / "index", Options(), document_ids=list("abcde"), identity={"weights": "w1", "pair": (1, 2)}
+    )
+    assert {key: manifest[key] for key in ("kind", "factory", "documents", "dimension", "nprobe")} == {
+        "kind": "faiss",
+        "factory": "Flat",
+        "documents": 5,
+        "dimension": 16,
+        "nprobe": None,
+    }
+    assert manifest["identity"] == {"weights": "w1", "pair": [1, 2]}, "as it will be read"
+    assert manifest["bytes"] >= vectors.nbytes
+    assert manifest["seconds"] >= 0
+    index = open_index(tmp_path / "index")
+    assert isinstance(index, FaissIndex)
+    assert index.manifest == manifest
+    assert index.document_ids == list("abcde")
+    assert index.search(vectors[2:3], 1).rows.tolist() == [[2]]
+
+
+def test_threads_are_put_back(tmp_path: Path) -> None:
+    make(tmp_path / "index", random_vectors(5))
+    before = faiss.omp_get_max_threads()
+    FaissIndex.load(tmp_path / "index", threads=before + 1).search(random_vectors(2), 3)
+    assert faiss.omp_get_max_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"factory": "IVF64,Flat"}, "'IVF64,Flat' cannot be trained on 20 vectors: at least 64 are needed"),
+        ({"factory": "PQ4"}, "cannot be trained on 20 vectors: at least 256 are needed"),
+        ({"factory": "Flatt"}, "FAISS cannot build 'Flatt'"),
+        ({"factory": "PQ5"}, "FAISS cannot build 'PQ5' .*multiple"),
+        ({"factory": "IDMap,Flat"}, "FAISS cannot fill 'IDMap,Flat'"),
+        ({"nprobe": 3}, "index.nprobe: the factory 'Flat' has no such parameter"),
+        ({"factory": "IVF4,Flat", "ef_search": 3}, "index.ef_search: the factory 'IVF4,Flat' has no such"),
+    ],
+)
+def test_what_cannot_be_built(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(tmp_path / "index", random_vectors(20), **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_vectors_and_ids_that_are_refused(tmp_path: Path) -> None:
+    vectors = random_vectors(3)
+    with pytest.raises(InputError, match="ids occur twice"):
+        kind.build(vectors, tmp_path / "index", Options(), document_ids=["a", "b", "a"], identity={})
+    vectors[1, 3] = np.nan
+    with pytest.raises(InputError, match="vector of document 'b' has values"):
+        kind.build(vectors, tmp_path / "index", Options(), document_ids=["a", "b", "c"], identity={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_and_queries_that_are_refused(tmp_path: Path) -> None:
+    index = make(tmp_path / "index", random_vectors(5))
+    for wrong in (random_vectors(2, width=8), random_vectors(1)[0]):
+        with pytest.raises(InputError, match="cannot be searched in an index of width 16"):
+            index.search(wrong, 3)
+    with pytest.raises(InputError, match="is not an index"):
+        open_index(tmp_path)
+    path = tmp_path / "index" / "index.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"kind": "fais"}))
+    with pytest.raises(InputError, match="did you mean 'faiss'"):
+        open_index(tmp_path / "index")
+    path.write_text(json.dumps(manifest | {"format": 0}))
+    with pytest.raises(InputError, match="format 0 is unknown"):
+        open_index(tmp_path / "index")
+    path.write_text(json.dumps(manifest))
+    (tmp_path / "index" / "document_ids.json").write_text('["a", "b"]')
+    with pytest.raises(InputError, match="5 vectors, 2 document ids"):
+        open_index(tmp_path / "index")

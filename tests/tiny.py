@@ -1,0 +1,109 @@
+"""A tiny student with random weights, made in a moment: BERT with a WordPiece vocabulary."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+MAX_LENGTH = 24  # tokens a text
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [
+    "a",
+    "the",
+    "of",
+    "to",
+    "in",
+    "is",
+    "for",
+    "list",
+    "sort",
+    "file",
+    "read",
+    "write",
+    "open",
+    "close",
+    "dict",
+    "key",
+    "value",
+    "string",
+    "number",
+    "integer",
+    "float",
+    "set",
+    "map",
+    "path",
+    "join",
+    "split",
+    "line",
+    "print",
+    "error",
+    "raise",
+    "catch",
+    "class",
+    "function",
+    "return",
+    "call",
+    "module",
+    "import",
+    "test",
+    "time",
+    "date",
+    "thread",
+    "lock",
+]
+CHECK_TEXTS = ["sort a list", "read a file line by line and close it", "xylophone?", "Naïve café", "call (the) lock"]
+_CHARACTERS = string.ascii_lowercase + string.digits + ".,:;!?'\"()-_"
+
+
+def tiny_sentence_transformer(
+    folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0, normalize: bool = True
+) -> SentenceTransformer:
+    """A model of `width` dimensions with seeded weights; its transformer is saved in `folder`."""
+    tokenizer = _tokenizer()
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=2 * width,
+        max_position_embeddings=2 * MAX_LENGTH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.2,  # wide, so that texts differ
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BertModel(config)
+    model.save_pretrained(folder)
+    modules: list[torch.nn.Module] = [Transformer(str(folder), max_seq_length=MAX_LENGTH), Pooling(width, "mean")]
+    if normalize:
+        modules.append(Normalize())
+    return SentenceTransformer(modules=modules, device="cpu").eval()
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Words above whole, other words in single characters."""
+    pieces = dict.fromkeys([*SPECIAL, *_CHARACTERS, *(f"##{character}" for character in _CHARACTERS), *WORDS])
+    tokenizer = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
