@@ -26,7 +26,7 @@ SIDES: tuple[Side, Side] = ("query", "document")
 class Towers:
     """Both sides of a bi-encoder, which may be the same object, and the text put before each."""
 
-    model: SentenceTransformer
+    model: Any  # the SentenceTransformer that holds both
     query: nn.ModuleList
     document: nn.ModuleList
     query_prompt: str
@@ -55,16 +55,19 @@ def load_towers(
     """
     model: Any = SentenceTransformer(str(locate_model(name, revision)), device="cpu", local_files_only=True)
     model.eval()
-    if isinstance(model[0], Router):
-        routes = model[0].sub_modules
-        if len(model) > 1 or set(routes) != set(SIDES):
+    modules: list[Any] = list(model)
+    if isinstance(modules[0], Router):
+        routes = modules[0].sub_modules
+        if len(modules) > 1 or set(routes) != set(SIDES):
             raise InputError(f"model {name!r} routes {sorted(routes)}; expected the routes query and document alone.")
         query, document = (nn.ModuleList(routes[side]) for side in SIDES)
+        readers = [routes[side][0] for side in SIDES]
     else:
-        query = document = nn.ModuleList(model)
-    for first in {id(side[0]): side[0] for side in (query, document)}.values():
+        query = document = nn.ModuleList(modules)
+        readers = modules[:1]
+    for reader in readers:
         if max_length is not None:
-            first.max_seq_length = min(max_length, first.max_seq_length or max_length)
+            reader.max_seq_length = min(max_length, reader.max_seq_length or max_length)
     prompts = model.prompts
     return Towers(
         model,

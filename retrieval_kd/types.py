@@ -30,7 +30,9 @@ class Hits:
 
     def __post_init__(self) -> None:
         assert self.rows.shape == self.scores.shape, "rows and scores are both (Q, K)"
-        assert (self.rows.ndim, self.rows.dtype, self.scores.dtype) == (2, np.int32, np.float32)
+        assert self.rows.ndim == 2
+        assert self.rows.dtype == np.int32
+        assert self.scores.dtype == np.float32
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -26,31 +26,8 @@ from retrieval_kd.types import Collection, Queries
 
 # Not read: modules that act when imported, belong to the implementation, or repeat another.
 _SKIPPED = frozenset(
-    [
-        "antigravity",
-        "this",
-        "distutils",
-        "idlelib",
-        "lib2to3",
-        "test",
-        "turtledemo",
-        "tkinter",
-        "turtle",
-        "ensurepip",
-        "venv",
-        "pydoc_data",
-        "encodings",
-        "nt",
-        "posix",
-        "posixpath",
-        "ntpath",
-        "genericpath",
-        "sre_compile",
-        "sre_parse",
-        "sre_constants",
-        "nturl2path",
-        "opcode",
-    ]
+    "antigravity distutils encodings ensurepip genericpath idlelib lib2to3 nt ntpath nturl2path opcode posix "  # noqa: SIM905
+    "posixpath pydoc_data sre_compile sre_constants sre_parse test this tkinter turtle turtledemo venv".split()
 )
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from retrieval_kd.pipeline.workspace import Workspace, source_name
 from retrieval_kd.recipe import kind_module, options
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
 from retrieval_kd.teachers.bi_encoder import BiEncoder
+from retrieval_kd.towers import Side
 from retrieval_kd.train.loop import train as train_loop
 from retrieval_kd.trainset import Tokens, TrainSet, mark_positives
 from retrieval_kd.types import Hits, InputError, Queries
@@ -115,11 +117,12 @@ def _trainset(workspace: Workspace) -> dict[str, Any]:
 
     def work(folder: Path) -> dict[str, Any]:
         student = workspace.student
-        vectors: dict[str, dict[str, Any]] = {"query": {}, "document": {}}
-        for side, names, texts in (
-            ("query", needs.query_vectors, queries.texts),
-            ("document", needs.document_vectors, documents),
-        ):
+        vectors: dict[Side, dict[str, Any]] = {"query": {}, "document": {}}
+        wanted: dict[Side, tuple[frozenset[str], Sequence[str]]] = {
+            "query": (needs.query_vectors, queries.texts),
+            "document": (needs.document_vectors, documents),
+        }
+        for side, (names, texts) in wanted.items():
             for name in sorted(names):
                 teacher = workspace.teachers[name]
                 if not isinstance(teacher, BiEncoder):
