@@ -122,11 +122,10 @@ def serve(
     from retrieval_kd import server
 
     encoder = folder / "served" / form
-    if not encoder.is_dir():
-        raise InputError(f"{encoder} does not exist; give the folder of a finished run, and an exported form.")
-    index = folder / "index" / "index"
-    documents = folder / "index" / "documents.jsonl"
-    server.serve(encoder, index if index.is_dir() else None, documents if documents.is_file() else None, host, port)
+    for part in (encoder, folder / "index" / "index"):
+        if not part.is_dir():
+            raise InputError(f"{part} does not exist; give the folder of a finished run, and an exported form.")
+    server.serve(encoder, folder / "index" / "index", folder / "index" / "documents.jsonl", host, port, folder.name)
     if json_:
         typer.echo(json.dumps({"served": str(encoder)}))
 

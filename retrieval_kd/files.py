@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -156,9 +157,12 @@ def read_run(path: Path, query_ids: Iterable[str], document_ids: Iterable[str]) 
         if row_of[document_id] in results:
             raise InputError(f"{path}:{number}: {document_id!r} appears twice for query {query_id!r}.")
         try:
-            results[row_of[document_id]] = float(score)
+            value = float(score)
         except ValueError:
-            raise InputError(f"{path}:{number}: the score {score!r} is not a number.") from None
+            value = math.nan
+        if not math.isfinite(value):  # NaN has no order, and -inf stands for no result
+            raise InputError(f"{path}:{number}: the score {score!r} is not a number.")
+        results[row_of[document_id]] = value
     width = max((len(results) for results in found.values()), default=0)
     rows = np.full((len(found), width), -1, np.int32)
     scores = np.full((len(found), width), -np.inf, np.float32)

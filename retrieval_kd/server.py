@@ -7,7 +7,6 @@ starts, and so is a document sent to an encoder of queries.
 from __future__ import annotations
 
 import base64
-import json
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from retrieval_kd.data.beir import read_texts
 from retrieval_kd.encoder import Encoder
-from retrieval_kd.files import read_lines
 from retrieval_kd.index import Index, open_index
 from retrieval_kd.types import InputError
 
@@ -188,22 +187,14 @@ def serve(
     index = None if index_folder is None else open_index(index_folder, threads)
     if documents is not None and index is None:
         raise InputError(f"the texts of {documents} are shown with search results, which need an index; give one too.")
-    texts = None if documents is None or index is None else read_texts(documents, index.document_ids)
+    texts = None if documents is None or index is None else _texts_in_order(documents, index.document_ids)
     app = create_app(encoder, index, model_name or encoder_folder.resolve().name, texts)
     uvicorn.run(app, host=host, port=port)
 
 
-def read_texts(path: Path, document_ids: Sequence[str]) -> list[str]:
+def _texts_in_order(path: Path, document_ids: Sequence[str]) -> list[str]:
     """The texts of `document_ids`, in their order, title first; InputError if one is missing."""
-    texts: dict[str, str] = {}
-    for number, line in read_lines(path):
-        try:
-            record = json.loads(line)
-            texts[record["_id"]] = f"{record.get('title') or ''} {record['text']}".strip()
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-            raise InputError(
-                f'{path}:{number}: expected {{"_id": "d1", "title": "...", "text": "..."}}, found {line[:60]!r}.'
-            ) from None
+    texts = read_texts(path, with_title=True)
     for document_id in document_ids:
         if document_id not in texts:
             raise InputError(f"{path} lacks document {document_id!r} of the index; give the file that was indexed.")

@@ -57,7 +57,7 @@ def load_towers(
     model.eval()
     modules: list[Any] = list(model)
     if isinstance(modules[0], Router):
-        routes = modules[0].sub_modules
+        routes: Any = modules[0].sub_modules
         if len(modules) > 1 or set(routes) != set(SIDES):
             raise InputError(f"model {name!r} routes {sorted(routes)}; expected the routes query and document alone.")
         query, document = (nn.ModuleList(routes[side]) for side in SIDES)

@@ -18,13 +18,13 @@ def load_beir(folder: Path, allow_unknown_qrels: bool = False) -> Collection:
     `allow_unknown_qrels`, judgements of absent documents are dropped and counted; otherwise they
     are an InputError, as are bad lines, doubled ids and unknown queries.
     """
-    documents = _read_texts(folder / "corpus.jsonl", with_title=True)
+    documents = read_texts(folder / "corpus.jsonl", with_title=True)
     row_of = {document_id: row for row, document_id in enumerate(documents)}
     notes = [f"read from {folder}"]
     if empty := sum(not text for text in documents.values()):
         notes.append(f"{empty} documents have no text; they keep their rows.")
     splits: dict[str, Queries] = {}
-    queries = _read_texts(folder / "queries.jsonl")
+    queries = read_texts(folder / "queries.jsonl")
     for path in sorted((folder / "qrels").glob("*.tsv")):
         judged, unknown = _read_qrels(path, queries, row_of, allow_unknown_qrels)
         if unknown:
@@ -36,13 +36,13 @@ def load_beir(folder: Path, allow_unknown_qrels: bool = False) -> Collection:
     for path in sorted(folder.glob("queries.*.jsonl")):
         name = path.name.removeprefix("queries.").removesuffix(".jsonl")
         if name not in splits:
-            found = _read_texts(path)
+            found = read_texts(path)
             splits[name] = Queries(list(found), list(found.values()))
     return Collection(folder.name, list(documents), list(documents.values()), splits, notes)
 
 
-def _read_texts(path: Path, with_title: bool = False) -> dict[str, str]:
-    """Id -> text of a JSON Lines file with `_id`, `text` and perhaps `title`."""
+def read_texts(path: Path, with_title: bool = False) -> dict[str, str]:
+    """Id -> text of a JSON Lines file with `_id`, `text` and, if `with_title`, perhaps a `title` put in front."""
     texts: dict[str, str] = {}
     for number, line in read_lines(path):
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
 import subprocess
 import sys
@@ -61,9 +60,9 @@ for number in range(int(sys.argv[2]), 10**9):
 
 def wait_for_new_file(folder: Path) -> None:
     """Return as soon as `folder` gets a file, whatever its name: the writer is then in the middle of it."""
-    before = set(os.listdir(folder))
+    before = set(folder.iterdir())
     deadline = time.monotonic() + 60
-    while set(os.listdir(folder)) <= before:
+    while set(folder.iterdir()) <= before:
         assert time.monotonic() < deadline, "the writer writes nothing"
 
 
