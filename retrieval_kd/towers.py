@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Module, Router
+from sentence_transformers.base.modules import Module, Normalize, Router
 from torch import Tensor, nn
 
 from retrieval_kd.recipe import Precision
@@ -35,6 +35,11 @@ class Towers:
     def side(self, side: Side) -> nn.ModuleList:
         """The modules of one side."""
         return self.query if side == "query" else self.document
+
+    @property
+    def normalized(self) -> bool:
+        """Whether both towers end by giving vectors unit length."""
+        return all(isinstance(list(tower)[-1], Normalize) for tower in (self.query, self.document))
 
     def render(self, texts: Sequence[str], side: Side) -> list[str]:
         """The texts as the model reads them: with the side's prompt."""

@@ -35,7 +35,8 @@ class BiEncoder:
         self.towers = towers
         self.precision = precision
         self.batch_size = batch_size
-        self._cosine = towers.model.similarity_fn_name == "cosine"
+        # Vectors that leave a Normalize module need no second normalisation.
+        self._cosine = towers.model.similarity_fn_name == "cosine" and not towers.normalized
         self._describe = cache(lambda side: describe(towers.side(side), precision))  # weights are hashed once
 
     @property
