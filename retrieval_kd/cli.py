@@ -148,12 +148,13 @@ def doctor(quiet: Quiet = False, json_: Json = False) -> None:
     }
     if not quiet and not json_:
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table("package", "extra", "version", title=f"retrieval-kd {__version__}, Python {facts['python']}")
         for module, fact in packages.items():
             missing = f'missing: pip install "retrieval-kd[{fact["extra"]}]"'
-            table.add_row(module, fact["extra"], fact["version"] or missing)
+            table.add_row(module, fact["extra"], fact["version"] or escape(missing))
         Console().print(table)
         typer.echo(f"{facts['cores']} cores; RKD_DATA {facts['RKD_DATA'] or 'not set'}")
     if json_:

@@ -9,6 +9,7 @@ EXTRA_OF = {
     "accelerate": "train",
     "bm25s": "train",
     "duckdb": "train",
+    "huggingface_hub": "train",
     "ir_datasets": "train",
     "onnx": "train",
     "onnxscript": "train",

@@ -81,6 +81,14 @@ class Teacher(Component):
     trained_by: str | None = None
 
 
+class Ramp(Table):
+    """A weight that grows from 0 to `to` over `steps`, then stays."""
+
+    ramp: Literal["linear", "quadratic"]
+    to: float
+    steps: Positive
+
+
 class Term(Table):
     """One loss of a stage, against one teacher or several fused.
 
@@ -104,14 +112,6 @@ class Term(Table):
         if self.shares and len(self.shares) != len(self.teachers):
             raise ValueError(f"{len(self.shares)} shares for {len(self.teachers)} teachers; give one for each")
         return self
-
-
-class Ramp(Table):
-    """A weight that grows from 0 to `to` over `steps`, then stays."""
-
-    ramp: Literal["linear", "quadratic"]
-    to: float
-    steps: Positive
 
 
 class Stage(Table):
@@ -145,7 +145,7 @@ class Evaluation(Table):
     baseline: str | None = None  # the system the others are tested against; absent: the first
     fused: bool = True  # add the fused teachers, re-ranking the merged candidates
     latency_queries: Positive = 200
-    shares: tuple[float, ...] = ()  # of the teachers in the fused row; none given: those of the first term that fuses
+    shares: tuple[float, ...] = ()  # of the teachers in the fused row, where no term fuses them; none given: equal
 
 
 class Export(Table):
@@ -173,6 +173,9 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
         names = [teacher.name for teacher in self.teachers]
+        if self.evaluation.shares and len(self.evaluation.shares) != len(names):
+            given = len(self.evaluation.shares)
+            raise ValueError(f"evaluation.shares has {given} shares for {len(names)} teachers; give one for each")
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two teachers are called {sorted(doubled)[0]!r}; names are unique")
         for number, stage in enumerate(self.stages):
@@ -193,6 +196,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"recipe {path} does not exist.") from None
+    except IsADirectoryError:
+        raise InputError(f"recipe {path} is a folder; give a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML: {error}.") from None
     for override in overrides:
@@ -216,10 +221,11 @@ def kinds(package: str) -> list[str]:
 
 def kind_module(package: str, kind: str) -> ModuleType:
     """Import the module that a `kind` names; InputError for an unknown kind or a missing extra."""
-    known = kinds(package)
-    if kind not in known:
-        raise InputError(f"there is no {package} kind {kind!r}{_did_you_mean(kind, known)}; known: {', '.join(known)}.")
     try:
+        known = kinds(package)
+        if kind not in known:
+            hint = _did_you_mean(kind, known)
+            raise InputError(f"there is no {package} kind {kind!r}{hint}; known: {', '.join(known)}.")
         return importlib.import_module(f"retrieval_kd.{package}.{kind}")
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
@@ -245,7 +251,7 @@ def _override(table: dict[str, Any], override: str) -> None:
         for part in parents:
             here = here[int(part)] if isinstance(here, list) else here.setdefault(part, {})
         here[int(last) if isinstance(here, list) else last] = value
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, IndexError, TypeError, AttributeError):
         raise InputError(f"--set {override!r}: the recipe has no place {key!r}.") from None
 
 

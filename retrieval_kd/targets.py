@@ -5,7 +5,8 @@ The statistics of a list are taken over its valid places, which are those that h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,8 @@ def zscore(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Shapes: (..., K) to (..., K).
     """
-    scores = _finite(scores)
-    return ((scores - _nan(np.nanmean, scores)) / (_nan(np.nanstd, scores) + 1e-6)).astype(np.float32)
+    exact = _finite(scores).astype(np.float64)  # float32 would make a deviation of its own of a constant list
+    return ((exact - _nan(np.nanmean, exact)) / (_nan(np.nanstd, exact) + 1e-6)).astype(np.float32)
 
 
 def fuse(
@@ -47,8 +48,8 @@ def _finite(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(np.isfinite(scores), scores, np.float32(np.nan))
 
 
-def _nan(statistic: object, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+def _nan(statistic: Callable[..., NDArray[Any]], scores: NDArray[Any]) -> NDArray[Any]:
     """A NaN-ignoring statistic of the last axis, kept as an axis; NaN for a list without scores."""
     empty = np.isnan(scores).all(-1, keepdims=True)
-    value = statistic(np.where(empty, 0.0, scores), axis=-1, keepdims=True)  # type: ignore[operator]
+    value = statistic(np.where(empty, 0.0, scores), axis=-1, keepdims=True)
     return np.where(empty, np.nan, value)

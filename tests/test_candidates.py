@@ -66,9 +66,7 @@ def test_merge_by_hand() -> None:
     merged = merge([hits([5, 3, 1], [7]), hits([3, 8], [])], depth=4, positives=[{9, 1}, set()])
     assert merged.hits.rows.tolist() == [[1, 9, 5, 3], [7, -1, -1, -1]]
     assert merged.ranks.tolist() == [[[3, 0, 1, 2], [1, 0, 0, 0]], [[0, 0, 0, 1], [0, 0, 0, 0]]]
-    np.testing.assert_array_equal(
-        merged.hits.scores, np.float32([[1 / 3, 0, 1, 1], [1, -np.inf, -np.inf, -np.inf]])
-    )
+    np.testing.assert_array_equal(merged.hits.scores, np.float32([[1 / 3, 0, 1, 1], [1, -np.inf, -np.inf, -np.inf]]))
 
 
 def test_gaps_in_a_source_are_no_ranks() -> None:

@@ -47,7 +47,7 @@ def test_atomic_makes_parents_and_replaces_a_file(tmp_path: Path) -> None:
 def test_atomic_leaves_the_old_file_when_the_block_fails(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic(path) as scratch:
+    with pytest.raises(ZeroDivisionError), atomic(path) as scratch:  # noqa: PT012
         scratch.write_text("half")
         raise ZeroDivisionError
     assert path.read_text() == "old"
@@ -70,7 +70,7 @@ def test_atomic_leaves_the_old_folder_when_the_block_fails(tmp_path: Path) -> No
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old.txt").write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic(path) as scratch:
+    with pytest.raises(KeyboardInterrupt), atomic(path) as scratch:  # noqa: PT012
         scratch.mkdir()
         (scratch / "new.txt").write_text("half")
         raise KeyboardInterrupt

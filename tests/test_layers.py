@@ -27,8 +27,8 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OF_KINDS = {"teachers", "students", "index"}
 FILES = sorted(PACKAGE.rglob("*.py"))
-# What `pip install retrieval-kd` brings, by import name (pyproject: dependencies).
-BASE = {"faiss", "fastapi", "numpy", "onnxruntime", "pydantic", "rich", "tokenizers", "typer", "uvicorn"}
+# What `pip install retrieval-kd` brings, by import name (pyproject: dependencies; starlette is FastAPI's).
+BASE = {"faiss", "fastapi", "numpy", "onnxruntime", "pydantic", "rich", "starlette", "tokenizers", "typer", "uvicorn"}
 
 BLOCKED = """
 import importlib.abc, runpy, sys
@@ -63,7 +63,9 @@ def imports_of(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:
             )
         for alias in tree.names:
             below = PACKAGE.joinpath(*source.split(".")[1:], alias.name)
-            is_module = source.split(".")[0] == "retrieval_kd" and (below.with_suffix(".py").is_file() or below.is_dir())
+            is_module = source.split(".")[0] == "retrieval_kd" and (
+                below.with_suffix(".py").is_file() or below.is_dir()
+            )
             yield f"{source}.{alias.name}" if is_module else source
     for child in ast.iter_child_nodes(tree):
         yield from imports_of(child, module, is_package)

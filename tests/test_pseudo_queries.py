@@ -16,7 +16,7 @@ def sentence(number: int) -> str:
 
 def test_sentences_by_hand() -> None:
     documents = [
-        "Sort a list in place. It keeps   the\n order of ties! \"Stable\" is what this is called? (See the docs for it.)",
+        'Sort a list in place. It keeps   the\n order of ties! "Stable" is what this is called? (See the docs for it.)',
         "heading without a stop\n\nthen a paragraph of e.g. five words. not split before small letters",
         "",
         "3.5 is not two sentences here. 2 is how this one starts.",

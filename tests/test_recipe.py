@@ -145,11 +145,11 @@ def test_missing_and_unreadable_recipes(tmp_path: Path) -> None:
         ("student.layers=[1,2,3]", lambda r: r.student.options["layers"], [1, 2, 3]),
         ("student.model=org/some-model", lambda r: r.student.options["model"], "org/some-model"),
         ('student.model="org/some-model"', lambda r: r.student.options["model"], "org/some-model"),
-        ("student.document.model=other", lambda r: r.student.options["document"], {"model": "other"}),
+        ("student.document.model=other", lambda r: r.student.options.get("document"), {"model": "other"}),
         ("data.collection=a=b", lambda r: r.data.collection, "a=b"),
         ("precision=bf16", lambda r: r.precision, "bf16"),
         ("data.allow_unknown_qrels=true", lambda r: r.data.allow_unknown_qrels, True),
-        ("data.pseudo_queries={per_document=2}", lambda r: r.data.pseudo_queries.per_document, 2),
+        ("data.pseudo_queries={seed=2}", lambda r: r.data.pseudo_queries and r.data.pseudo_queries.seed, 2),
         ("teachers.0.name=minilm2", lambda r: None, None),
     ],
 )
@@ -203,7 +203,9 @@ def test_unknown_kinds_are_named() -> None:
 
 def test_options_are_checked_by_their_kind() -> None:
     component = Component.model_validate({"kind": "bi_encoder", "model": "m", "precison": "bf16"})
-    with pytest.raises(InputError, match=r"teachers kind 'bi_encoder': unknown key 'precison'; did you mean 'precision'"):
+    with pytest.raises(
+        InputError, match=r"teachers kind 'bi_encoder': unknown key 'precison'; did you mean 'precision'"
+    ):
         options("teachers", component)
     with pytest.raises(InputError, match="students kind 'dense': model: Field required"):
         options("students", Component(kind="dense"))

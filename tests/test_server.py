@@ -229,7 +229,7 @@ def test_serve_refuses_before_it_listens(
     with pytest.raises(InputError, match="need an index"):
         server.serve(exported / "fp32", None, corpus)
     corpus.write_text("\n".join([*lines, '{"id": "more"}']))
-    with pytest.raises(InputError, match=r"corpus\.jsonl:6: expected"):
+    with pytest.raises(InputError, match=r"corpus\.jsonl:6: '_id' must be a string"):
         server.serve(exported / "fp32", index_folder, corpus)
     assert not started
     corpus.write_text("\n".join(reversed(lines)))

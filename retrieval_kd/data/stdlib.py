@@ -11,6 +11,7 @@ import importlib
 import inspect
 import io
 import json
+import os
 import pkgutil
 import re
 import subprocess
@@ -90,9 +91,13 @@ def _inherited(value: object, text: str) -> bool:
 
 def _signature(name: str, value: object) -> str:
     try:
-        return _ADDRESS.sub("", f"{name}{inspect.signature(value)}\n")  # type: ignore[arg-type]
+        text = _ADDRESS.sub("", f"{name}{inspect.signature(value)}\n")  # type: ignore[arg-type]
     except (ValueError, TypeError):  # builtins may have none
         return ""
+    for default, expression in ((os.environ, "os.environ"), (sys.executable, "sys.executable")):
+        if default:  # as in cgi.parse, whose signature would show this machine's whole environment
+            text = text.replace(repr(default), expression)
+    return text
 
 
 if __name__ == "__main__":

@@ -72,13 +72,15 @@ class DenseStudent(nn.Module):
     def forward(self, batch: Batch, micro_batch: int) -> Outputs:
         queries = run_tower(self.query, batch.queries, micro_batch)  # (B, D)
         if batch.document_vectors is not None:
-            documents = batch.document_vectors
+            documents = batch.document_vectors.to(queries.device)
         elif batch.documents:
             documents = run_tower(self.towers.document, batch.documents, micro_batch)
         else:
             return Outputs(queries.new_zeros(len(queries), 0), queries)
         columns = batch.columns.clamp(min=0)
-        return Outputs(torch.einsum("bd,bcd->bc", queries, documents[columns]), queries, documents)
+        with torch.autocast(queries.device.type, enabled=False):  # scores in float32 even where towers run in bf16
+            scores = torch.einsum("bd,bcd->bc", queries, documents[columns])
+        return Outputs(scores, queries, documents)
 
     def save(self, folder: Path) -> None:
         self.towers.model.save(str(folder), create_model_card=False)

@@ -18,6 +18,7 @@ from retrieval_kd.progress import progress, say
 from retrieval_kd.recipe import Stage, Training
 from retrieval_kd.schedules import learning_rate_factor, weight_at
 from retrieval_kd.students import Batch, Student
+from retrieval_kd.towers import autocast
 from retrieval_kd.train.batches import Draw, draw
 from retrieval_kd.train.terms import loss_of
 from retrieval_kd.trainset import TrainSet
@@ -60,9 +61,8 @@ def _run_stage(
     checkpoint: Path | None,
     log: Path,
 ) -> list[dict[str, float]]:
-    accelerator = Accelerator(
-        mixed_precision="bf16" if stage.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
-    )
+    # Accelerate fixes mixed precision once a process; stages may differ, so autocast is done here.
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     model, optimizer = accelerator.prepare(student, _optimizer(student, stage))
     model.train()
     if checkpoint is not None:
@@ -77,7 +77,7 @@ def _run_stage(
             factor = learning_rate_factor(step, stage.steps, stage.warmup, stage.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate * factor
-            with accelerator.autocast():
+            with autocast(stage.precision, accelerator.device.type):
                 outputs = model(_batch(student, drawn, trainset), settings.micro_batch)  # type: ignore[arg-type]
             values = [loss_of(term, outputs, drawn, trainset) for term in stage.terms]
             weights = [weight_at(term.weight, step) for term in stage.terms]
@@ -131,9 +131,11 @@ def _save_checkpoint(accelerator: Accelerator, folder: Path, key: str, stage: in
     with atomic(path) as scratch:
         accelerator.save_state(str(scratch))
         (scratch / "position.json").write_text(json.dumps({"key": key, "stage": stage, "step": step}), encoding="utf-8")
+    for leftover in folder.glob(".checkpoint-*"):  # what a kill left half-written or half-removed
+        shutil.rmtree(leftover)
     for old in folder.glob("checkpoint-*"):
         if old != path:
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(folder / f".{old.name}.old"))  # never half a checkpoint under its name
 
 
 def _latest(folder: Path, key: str) -> tuple[int, int, Path | None]:

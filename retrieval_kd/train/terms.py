@@ -89,16 +89,16 @@ def loss_of(term: Term, outputs: Outputs, drawn: Draw, trainset: TrainSet) -> Te
         if student is None:
             raise InputError(f"{term.loss} needs a student that makes vectors; this one scores pairs.")
         return loss(student, _tensor(known[term.teachers[0]][places], student), **options)
-    exists = torch.from_numpy(drawn.columns >= 0)
+    exists = torch.from_numpy(drawn.columns >= 0).to(outputs.scores.device)
     if family == "labels":
         if term.relation == "own":
-            return loss(outputs.scores, _positive(drawn, trainset), exists, **options)
+            return loss(outputs.scores, _positive(drawn, trainset).to(exists.device), exists, **options)
         return loss(*_in_batch(outputs, drawn, trainset), **options)
     teachers = [list(trainset.teachers).index(name) for name in term.teachers]
     assert trainset.scores is not None
     lists = np.stack([trainset.scores[teacher, drawn.queries] for teacher in teachers])  # (T, B, K)
     target = np.take_along_axis(fuse(lists, term.normalize, term.shares, term.scale), drawn.places, axis=1)
-    valid = exists & torch.from_numpy(np.isfinite(target))
+    valid = exists & torch.from_numpy(np.isfinite(target)).to(exists.device)
     return loss(outputs.scores, _tensor(target, outputs.scores), valid, **options)
 
 
@@ -123,7 +123,7 @@ def _in_batch(outputs: Outputs, drawn: Draw, trainset: TrainSet) -> tuple[Tensor
         np.isin(drawn.rows, rows[marked])
         for rows, marked in zip(trainset.hits.rows[drawn.queries], trainset.positive[drawn.queries], strict=True)
     ]
-    grid = torch.from_numpy(np.stack(positive))
+    grid = torch.from_numpy(np.stack(positive)).to(scores.device)
     return scores, grid, torch.ones_like(grid)
 
 

@@ -107,7 +107,7 @@ def test_a_dataset_with_queries_and_no_subsets_is_its_test_split(register: Regis
 def test_unknown_documents_are_refused_or_counted(register: Register) -> None:
     gone = [Qrel("3", "gone", 1, "0"), Qrel("1", "lost", 1, "0")]
     register({"fake": Dataset(DOCS), "fake/test": Dataset(DOCS, QUERIES, QRELS + gone)})
-    with pytest.raises(InputError, match="fake/test: 2 judgements .*--allow-unknown-qrels"):
+    with pytest.raises(InputError, match=r"fake/test: 2 judgements .*--allow-unknown-qrels"):
         load_irds("fake", ["test"])
     collection = load_irds("fake", ["test"], allow_unknown_qrels=True)
     assert list(collection.split("test").ids) == ["2", "1"]
@@ -123,5 +123,5 @@ def test_doubled_documents_are_refused(register: Register) -> None:
 
 def test_unknown_names_are_explained(register: Register) -> None:
     register({})
-    with pytest.raises(InputError, match="'scifcat' is neither a BEIR folder .* nor an ir_datasets id"):
+    with pytest.raises(InputError, match=r"'scifcat' is neither a BEIR folder .* nor an ir_datasets id"):
         load_collection("scifcat")

@@ -1,0 +1,321 @@
+"""Training: every loss falls, what is frozen stays, and a killed run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import WORDS, tiny_sentence_transformer
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from retrieval_kd.losses import FAMILIES
+from retrieval_kd.recipe import Stage, Term, Training
+from retrieval_kd.students import Batch, Outputs, cross_encoder, dense
+from retrieval_kd.train.batches import draw
+from retrieval_kd.train.loop import train
+from retrieval_kd.train.terms import loss_of
+from retrieval_kd.trainset import Tokens, TrainSet
+from retrieval_kd.types import Hits, InputError
+
+QUERIES, DOCUMENTS, WIDTH = 10, 24, 6
+
+
+def texts(count: int, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(2, 9))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_sentence_transformer(folder / "transformer", width=16, normalize=False).save(str(folder / "model"))
+    return folder / "model"
+
+
+def make_trainset(student: nn.Module) -> TrainSet:
+    """Two teachers whose scores hold NaN, one positive a query, and vectors of 16 numbers."""
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.choice(DOCUMENTS, WIDTH, replace=False) for _ in range(QUERIES)]).astype(np.int32)
+    rows[3, 4:] = -1
+    scores = rng.normal(0, 3, (2, QUERIES, WIDTH)).astype(np.float32)
+    scores[0, 5, 2] = np.nan
+    scores[:, rows < 0] = -np.inf
+    positive = np.zeros(rows.shape, bool)
+    positive[:, 1] = True
+    return TrainSet(
+        query_tokens=Tokens.pack(student.tokenize(texts(QUERIES, 1), "query")),
+        document_tokens=Tokens.pack(student.tokenize(texts(DOCUMENTS, 2), "document")),
+        hits=Hits(rows, np.where(rows >= 0, 0, -np.inf).astype(np.float32)),
+        teachers=["a", "b"],
+        scores=scores,
+        positive=positive,
+        query_vectors={"a": rng.normal(size=(QUERIES, 16)).astype(np.float32)},
+        document_vectors={"a": rng.normal(size=(DOCUMENTS, 16)).astype(np.float32)},
+    )
+
+
+def stage_of(*terms: Term, **settings: object) -> Stage:
+    known = {"steps": 40, "batch_size": QUERIES, "candidates": WIDTH, "learning_rate": 3e-3, "schedule": "constant"}
+    return Stage(terms=terms, **{**known, **settings})
+
+
+MARGIN = Term(loss="margin_mse", teachers=("a",))
+FUSED = Term(loss="kl", teachers=("a", "b"), normalize="minmax", scale=5.0)
+IN_BATCH = Term(loss="info_nce", relation="batch")
+IMITATE = Term(loss="embedding_mse", teachers=("a",))
+SETTINGS = Training(seed=4, checkpoint_steps=100, micro_batch=8)
+
+NAMES = [
+    (family, name) for family in FAMILIES for name in importlib.import_module(f"retrieval_kd.losses.{family}").__all__
+]
+
+
+@pytest.mark.parametrize(("family", "name"), NAMES)
+def test_every_loss_falls(family: str, name: str, model: Path, tmp_path: Path) -> None:
+    term = Term(loss=name, teachers=() if family == "labels" else ("a",))
+    student = dense.load(dense.Options(model=str(model)))
+    log = train(student, make_trainset(student), [stage_of(term)], SETTINGS, tmp_path, name)
+    assert [record["step"] for record in log] == [10, 20, 30, 40]
+    assert log[-1]["loss"] < 0.7 * log[0]["loss"]
+    assert log[-1]["loss"] == pytest.approx(log[-1][f"{name}.0"])
+    assert not student.training
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == log
+
+
+def test_weights_add_up_and_ramps_begin_at_nothing(model: Path, tmp_path: Path) -> None:
+    student = dense.load(dense.Options(model=str(model)))
+    half = FUSED.model_copy(update={"weight": 0.5})
+    late = Term(loss="info_nce", relation="batch", weight={"ramp": "linear", "to": 2.0, "steps": 18})
+    log = train(student, make_trainset(student), [stage_of(half, late, steps=10)], SETTINGS, tmp_path, "w")
+    record = log[-1]  # of step 10, which is number 9 from 0: half-way up the ramp
+    assert record["loss"] == pytest.approx(0.5 * record["kl.0"] + 1.0 * record["info_nce.1"], rel=1e-5)
+
+
+def test_document_vectors_are_imitated_without_candidates(model: Path, tmp_path: Path) -> None:
+    student = dense.load(dense.Options(model=str(model)))
+    whole = make_trainset(student)
+    trainset = TrainSet(whole.query_tokens, whole.document_tokens, document_vectors=whole.document_vectors)
+    term = Term(loss="embedding_mse", teachers=("a",), side="document")
+    log = train(student, trainset, [stage_of(term, batch_size=24)], SETTINGS, tmp_path, "d")
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+
+
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_frozen_tower_stays_and_the_query_tower_learns(model: Path, tmp_path: Path) -> None:
+    document = {"model": str(model), "frozen": True}
+    student = dense.load(dense.Options(model=str(model), layers=(1,), document=document, freeze_embeddings=True))
+    before, frozen = weights(student.query), weights(student.towers.document)
+    whole = make_trainset(student)
+    known = torch.nn.functional.normalize(torch.from_numpy(whole.document_vectors["a"])).numpy()
+    trainset = TrainSet(
+        whole.query_tokens, None, whole.hits, whole.teachers, whole.scores, whole.positive, frozen=known
+    )
+    log = train(student, trainset, [stage_of(FUSED, IN_BATCH)], SETTINGS, tmp_path, "f")
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert equal(weights(student.towers.document), frozen)
+    after = weights(student.query)
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    tables = {name for name in after if name.endswith("word_embeddings.weight")}
+    assert len(tables) == 1
+    assert not tables & changed  # freeze_embeddings
+    assert any(name.endswith("query.weight") for name in changed)
+
+
+def test_an_unfrozen_document_tower_learns_too(model: Path, tmp_path: Path) -> None:
+    student = dense.load(dense.Options(model=str(model), document={"model": str(model)}))
+    before = weights(student.query), weights(student.towers.document)
+    train(student, make_trainset(student), [stage_of(MARGIN, steps=3)], SETTINGS, tmp_path, "u")
+    assert not equal(before[0], weights(student.query))
+    assert not equal(before[1], weights(student.towers.document))
+    assert not equal(weights(student.query), weights(student.towers.document))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    tower = tiny_sentence_transformer(folder, width=16)
+    torch.manual_seed(0)
+    config = BertConfig.from_pretrained(folder, num_labels=1)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tower.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_cross_encoder_trains_through_the_same_loop(classifier: Path, tmp_path: Path) -> None:
+    student = cross_encoder.load(cross_encoder.Options(model=str(classifier), max_length=32))
+    terms = (MARGIN, Term(loss="info_nce"))
+    log = train(student, make_trainset(student), [stage_of(*terms)], SETTINGS, tmp_path, "c")
+    assert log[-1]["loss"] < 0.7 * log[0]["loss"]
+    for term, message in ((IN_BATCH, "encodes queries and documents apart"), (IMITATE, "this one scores pairs")):
+        with pytest.raises(InputError, match=message):
+            train(student, make_trainset(student), [stage_of(term)], SETTINGS, tmp_path / term.loss, "c")
+
+
+def test_in_batch_positives_by_hand() -> None:
+    """Document 2, which query 1 brings, is a positive of query 0 as well: never its negative."""
+    rows = np.array([[0, 1, 2], [2, 3, -1]], np.int32)
+    positive = np.array([[True, False, True], [True, False, False]])
+    hits = Hits(rows, np.where(rows >= 0, 0, -np.inf).astype(np.float32))
+    trainset = TrainSet(Tokens.pack([[1], [1]]), hits=hits, positive=positive)
+    stage = Stage(steps=9, batch_size=2, candidates=2, sampling="top", terms=(IN_BATCH,))
+    drawn = next(
+        found
+        for step in range(50)
+        if (found := draw(trainset, stage, (0, 0), step)).rows.tolist() == [0, 1, 2, 3]
+        and found.queries.tolist() == [0, 1]
+        and 2 not in rows[0][found.places[0]]
+    )
+    queries = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]]).log()
+    documents = torch.eye(4)
+    own = torch.einsum("bd,bcd->bc", queries, documents[torch.from_numpy(drawn.columns)])
+    got = loss_of(IN_BATCH, Outputs(own, queries, documents), drawn, trainset)
+    assert got.item() == pytest.approx((-math.log((1 + 3) / 10) - math.log(2 / 10)) / 2)
+    own_list = loss_of(Term(loss="info_nce"), Outputs(own, queries, documents), drawn, trainset)
+    assert own_list.item() == pytest.approx((-math.log(1 / 3) - math.log(2 / 3)) / 2)
+
+
+def test_teacher_scores_are_normalised_over_the_whole_list() -> None:
+    """Not over the drawn candidates: the target of a pair does not depend on who was drawn beside it."""
+    rows = np.arange(4, dtype=np.int32)[None]
+    hits = Hits(rows, np.zeros((1, 4), np.float32))
+    scores = np.array([[[10.0, 4.0, 6.0, 0.0]], [[1.0, 3.0, 2.0, np.nan]]], np.float32)
+    trainset = TrainSet(Tokens.pack([[1]]), hits=hits, teachers=["a", "b"], scores=scores, positive=rows == 0)
+    stage = Stage(steps=9, batch_size=1, candidates=2, sampling="top", terms=(MARGIN,))
+    drawn = draw(trainset, stage, (0, 0), 0)
+    assert drawn.places.tolist() == [[0, 1]]
+    term = Term(loss="margin_mse", teachers=("b", "a"), shares=(1.0, 3.0), normalize="minmax", scale=10.0)
+    value = loss_of(term, Outputs(torch.zeros(1, 2)), drawn, trainset)
+    # b: 0 and 1; a: 1 and 0.4; shares 1 to 3 of 10
+    assert value.item() == pytest.approx((10 * (0.75 * 1 - (0.25 * 1 + 0.75 * 0.4))) ** 2, rel=1e-4)
+
+
+STAGES = (
+    stage_of(MARGIN, FUSED, steps=7, batch_size=4, candidates=3, schedule="linear"),
+    stage_of(IN_BATCH, IMITATE, steps=8, batch_size=3, candidates=3, schedule="cosine"),
+)
+RESUMED = Training(seed=4, checkpoint_steps=2, micro_batch=8)
+
+
+def train_two_stages(model: Path, folder: Path) -> None:
+    """Train with dropout, so that the random state counts, and save the weights once done."""
+    torch.set_num_threads(1)
+    torch.manual_seed(random.SystemRandom().randrange(2**31))  # what a fresh process holds plays no part
+    student = dense.load(dense.Options(model=str(model), dropout=0.2))
+    log = train(student, make_trainset(student), STAGES, RESUMED, folder / "training", "two")
+    torch.save((student.state_dict(), log), folder / "weights.pt")
+
+
+def test_a_run_killed_ten_times_ends_with_the_same_weights(model: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["retrieval_kd.train.loop", "retrieval_kd.students.dense"])
+    for name in ("whole", "again", "killed"):
+        (tmp_path / name).mkdir()
+    for name in ("whole", "again"):  # the second without the imports: how long the work takes
+        began = time.monotonic()
+        worker = context.Process(target=train_two_stages, args=(model, tmp_path / name))
+        worker.start()
+        worker.join(120)
+        assert worker.exitcode == 0
+    seconds = time.monotonic() - began
+    training, chance = tmp_path / "killed/training", random.Random(11)
+    places = []
+    for _ in range(10):
+        worker = context.Process(target=train_two_stages, args=(model, tmp_path / "killed"))
+        worker.start()
+        worker.join(chance.uniform(0.3, 0.9) * seconds)
+        worker.kill()
+        worker.join()
+        places.append(sorted(path.name for path in training.glob("checkpoint-*"))[-1:])
+    worker = context.Process(target=train_two_stages, args=(model, tmp_path / "killed"))
+    worker.start()
+    worker.join(120)
+    assert worker.exitcode == 0
+    assert len({str(place) for place in places}) >= 2, places  # it was stopped on the way
+    expected, log = torch.load(tmp_path / "whole/weights.pt")
+    for name in ("again", "killed"):
+        got, got_log = torch.load(tmp_path / name / "weights.pt")
+        assert equal(got, expected)
+        assert got_log == log
+    assert [(record["stage"], record["step"]) for record in log] == [(0, 7), (1, 8)]
+    assert (training / "log.jsonl").read_text() == (tmp_path / "whole/training/log.jsonl").read_text()
+    assert [path.name for path in training.glob("checkpoint-*")] == ["checkpoint-001-00000008"]
+
+
+def test_a_checkpoint_of_something_else_is_not_taken_up(model: Path, tmp_path: Path) -> None:
+    def run(folder: Path, key: str, stage: Stage) -> dict[str, torch.Tensor]:
+        student = dense.load(dense.Options(model=str(model)))
+        train(student, make_trainset(student), [stage], RESUMED, folder, key)
+        return weights(student)
+
+    five, three = stage_of(MARGIN, steps=5), stage_of(MARGIN, steps=3)
+    expected = run(tmp_path / "a", "x", three)
+    run(tmp_path / "b", "x", five)
+    assert equal(run(tmp_path / "b", "x", three), expected)
+    assert equal(run(tmp_path / "b", "y", three), expected)
+
+
+def test_a_kill_while_an_old_checkpoint_goes_leaves_none_by_half(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path) -> None:
+        (folder / "position.json").unlink()
+        raise KeyboardInterrupt
+
+    student = dense.load(dense.Options(model=str(model)))
+    trainset, stages = make_trainset(student), [stage_of(MARGIN, steps=6)]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("retrieval_kd.train.loop.shutil.rmtree", killed)
+        train(student, trainset, stages, RESUMED, tmp_path, "x")
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-000-00000004"]
+    train(dense.load(dense.Options(model=str(model))), trainset, stages, RESUMED, tmp_path, "another")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000-00000006", "log.jsonl"]
+
+
+def test_a_log_line_cut_short_is_left_out(model: Path, tmp_path: Path) -> None:
+    student = dense.load(dense.Options(model=str(model)))
+    trainset = make_trainset(student)
+    log = train(student, trainset, [stage_of(MARGIN, steps=20)], SETTINGS, tmp_path, "x")
+    path = tmp_path / "log.jsonl"
+    path.write_text(path.read_text() + '{"stage": 0, "st')
+    assert train(student, trainset, [stage_of(MARGIN, steps=20)], SETTINGS, tmp_path, "x") == log
+    assert path.read_text().count("\n") == 2
+
+
+def test_stages_may_differ_in_precision(model: Path, tmp_path: Path) -> None:
+    """bf16 in one stage and fp32 in the next, in one process; scores are float32 in both."""
+    logs = {}
+    for precision in ("fp32", "bf16"):
+        student = dense.load(dense.Options(model=str(model)))
+        first = stage_of(MARGIN, steps=10, precision=precision)
+        second = stage_of(FUSED, steps=10)
+        logs[precision] = train(student, make_trainset(student), [first, second], SETTINGS, tmp_path / precision, "x")
+        assert {tensor.dtype for tensor in student.parameters()} == {torch.float32}
+    whole, half = ([record["loss"] for record in logs[precision]] for precision in ("fp32", "bf16"))
+    assert whole[0] != half[0]
+    assert half == pytest.approx(whole, rel=0.1)
+
+
+def test_scores_keep_float32_under_autocast(model: Path) -> None:
+    student = dense.load(dense.Options(model=str(model)))
+    tokens = [np.array(ids, np.int32) for ids in student.tokenize(texts(3, 0), "query")]
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = student(Batch(tokens, tokens, torch.tensor([[0, 1], [1, -1], [2, 0]])), 8)
+    assert outputs.scores.dtype == torch.float32
+    assert outputs.queries is not None
+    assert outputs.scores[0, 1].item() == pytest.approx((outputs.queries[0] @ outputs.queries[1]).item(), rel=1e-6)
