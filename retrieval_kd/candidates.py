@@ -40,7 +40,8 @@ def merge(sources: Sequence[Hits], depth: int, positives: Sequence[Container[int
     """Take from the sources in turn, rank by rank, until each query has `depth` documents.
 
     A document that several sources found stands once. `positives` (one set of rows a query, for
-    training only) come first, whether a source found them or not.
+    training only) come first, whether a source found them or not; those beyond half of `depth` come
+    last, so that there is room for negatives.
     """
     count = len(sources[0])
     rows = np.full((count, depth), -1, np.int32)
@@ -49,11 +50,13 @@ def merge(sources: Sequence[Hits], depth: int, positives: Sequence[Container[int
     for query in range(count):
         found = [source.rows[query][source.rows[query] >= 0].tolist() for source in sources]
         rank_in = [{row: rank for rank, row in enumerate(list_, start=1)} for list_ in found]
-        order = dict.fromkeys(sorted(positives[query]) if len(positives) else ())
+        relevant = sorted(positives[query]) if len(positives) else []
+        order = dict.fromkeys(relevant[: max(1, depth // 2)])
         for rank in range(max(map(len, found), default=0)):
             if len(order) >= depth:
                 break
             order.update(dict.fromkeys(list_[rank] for list_ in found if rank < len(list_)))
+        order.update(dict.fromkeys(relevant))
         for place, row in enumerate(list(order)[:depth]):
             rows[query, place] = row
             ranks[:, query, place] = [known.get(row, 0) for known in rank_in]

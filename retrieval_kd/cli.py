@@ -20,6 +20,7 @@ import typer
 from retrieval_kd import __version__
 from retrieval_kd.extras import EXTRA_OF, missing_extra
 from retrieval_kd.progress import console, say
+from retrieval_kd.recipe import load_recipe
 from retrieval_kd.types import InputError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def _stage(name: str, text: str) -> None:
         json_: Json = False,
     ) -> None:
         console.quiet = quiet
+        load_recipe(recipe, set_ or [])  # a mistake in it is told before torch is imported
         from retrieval_kd import pipeline
 
         workspace = _workspace(recipe, out, store, set_, allow_unknown_qrels)

@@ -35,4 +35,4 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
 
 def say(message: str) -> None:
     """Print one line of news about the run to standard error."""
-    console.print(message, highlight=False)
+    console.print(message, highlight=False, markup=False, soft_wrap=True)

@@ -63,6 +63,13 @@ class Data(Table):
     allow_unknown_qrels: bool = False
 
 
+class RunFiles(Table):
+    """Options of the candidate source `run`: a TREC run for each split that needs candidates."""
+
+    train: Path | None = None
+    test: Path | None = None
+
+
 class Candidates(Table):
     """Where a query's candidate documents come from, and how many are kept."""
 

@@ -28,7 +28,7 @@ def zscore(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     Shapes: (..., K) to (..., K).
     """
     exact = _finite(scores).astype(np.float64)  # float32 would make a deviation of its own of a constant list
-    return ((exact - _nan(np.nanmean, exact)) / (_nan(np.nanstd, exact) + 1e-6)).astype(np.float32)
+    return np.asarray((exact - _nan(np.nanmean, exact)) / (_nan(np.nanstd, exact) + 1e-6), np.float32)
 
 
 def fuse(
@@ -48,8 +48,8 @@ def _finite(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(np.isfinite(scores), scores, np.float32(np.nan))
 
 
-def _nan(statistic: Callable[..., NDArray[Any]], scores: NDArray[Any]) -> NDArray[Any]:
+def _nan(statistic: Callable[..., NDArray[Any]], scores: NDArray[np.floating]) -> NDArray[np.floating]:
     """A NaN-ignoring statistic of the last axis, kept as an axis; NaN for a list without scores."""
     empty = np.isnan(scores).all(-1, keepdims=True)
     value = statistic(np.where(empty, 0.0, scores), axis=-1, keepdims=True)
-    return np.where(empty, np.nan, value)
+    return np.asarray(np.where(empty, np.nan, value), scores.dtype)

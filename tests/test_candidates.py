@@ -26,13 +26,13 @@ def hits(*lists: list[int], width: int | None = None) -> Hits:
 
 def naive(lists: list[list[int]], depth: int, positives: set[int]) -> list[int]:
     """Draw in turn from queues, the way cards are dealt."""
-    taken = sorted(positives)[:depth]
+    taken = sorted(positives)[: max(1, depth // 2)]
     longest = max(len(list_) for list_ in lists)
     for turn in range(longest * len(lists)):
         rank, source = divmod(turn, len(lists))
         if rank < len(lists[source]) and lists[source][rank] not in taken and len(taken) < depth:
             taken.append(lists[source][rank])
-    return taken
+    return (taken + [row for row in sorted(positives) if row not in taken])[:depth]
 
 
 ranked = st.lists(st.integers(0, 9), unique=True, max_size=6)
@@ -76,10 +76,15 @@ def test_gaps_in_a_source_are_no_ranks() -> None:
     assert merged.ranks.tolist() == [[[1, 2, 0]]]
 
 
-def test_positives_come_first_and_none_is_lost_while_there_is_room() -> None:
+def test_positives_come_first_and_leave_half_of_the_room() -> None:
     merged = merge([hits(list(range(20)))], depth=5, positives=[{30, 2, 31}])
-    assert merged.hits.rows.tolist() == [[2, 30, 31, 0, 1]]
-    assert merged.ranks.tolist() == [[[3, 0, 0, 1, 2]]]
+    assert merged.hits.rows.tolist() == [[2, 30, 0, 1, 3]]
+    assert merged.ranks.tolist() == [[[3, 0, 1, 2, 4]]]
+
+
+def test_no_positive_is_lost_while_there_is_room() -> None:
+    merged = merge([hits([0])], depth=5, positives=[{30, 2, 31}])
+    assert merged.hits.rows.tolist() == [[2, 30, 0, 31, -1]]
 
 
 @pytest.mark.parametrize("width", [0, 3])

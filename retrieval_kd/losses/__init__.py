@@ -30,7 +30,7 @@ def find_loss(name: str) -> tuple[Family, Callable[..., Tensor]]:
         known += module.__all__
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"there is no loss {name!r}{hint} Known: {', '.join(sorted(known))}.")
+    raise InputError(f"there is no loss {name!r}{hint or ';'} known: {', '.join(sorted(known))}.")
 
 
 def takes(loss: Callable[..., Tensor], option: str) -> bool:

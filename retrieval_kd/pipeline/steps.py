@@ -13,7 +13,7 @@ from retrieval_kd.candidates import Candidates, merge
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.export import export_encoder
-from retrieval_kd.files import fingerprint, load_hits, read_run, save_hits, size_bytes, write_run
+from retrieval_kd.files import fingerprint, load_hits, read_run, save_hits, sha256, size_bytes, write_run
 from retrieval_kd.index import open_index
 from retrieval_kd.pipeline.workspace import Workspace, source_name
 from retrieval_kd.recipe import kind_module, options
@@ -28,7 +28,7 @@ from retrieval_kd.types import Hits, InputError, Queries
 def mine(workspace: Workspace) -> None:
     """Find candidates for the test queries and, if some loss compares scores, for the training queries.
 
-    Training candidates hold all judged positives; test candidates only what the sources find.
+    Training candidates hold judged positives first; test candidates only what the sources find.
     """
     if workspace.needs.candidates:
         queries = workspace.train_queries
@@ -40,13 +40,13 @@ def mine(workspace: Workspace) -> None:
 def _mine(workspace: Workspace, name: str, queries: Queries, positives: list[set[int]]) -> None:
     recipe = workspace.recipe.candidates
     identities = {key: source.identity for key, source in workspace.sources.items()}
+    runs = _run_files(workspace, name.removeprefix("candidates/"))
 
     def work(folder: Path) -> dict[str, Any]:
         lists: list[Hits] = []
         for source in recipe.sources:
             if source.kind == "run":
-                path = Path(source.options[name.removeprefix("candidates/")])
-                lists.append(read_run(path, queries.ids, workspace.collection.document_ids))
+                lists.append(read_run(runs[source_name(source)], queries.ids, workspace.collection.document_ids))
             else:
                 key = source_name(source)
                 documents = workspace.collection.documents
@@ -62,8 +62,26 @@ def _mine(workspace: Workspace, name: str, queries: Queries, positives: list[set
             "sources": dict(zip([source_name(source) for source in recipe.sources], per_source, strict=True)),
         }
 
-    inputs = [recipe.model_dump(), identities, fingerprint(list(queries.texts)), workspace.texts_key, positives]
-    workspace.make(name, json.loads(json.dumps(inputs, default=sorted)), work)
+    inputs = [
+        recipe.model_dump(),
+        identities,
+        {key: sha256(path) for key, path in runs.items()},
+        workspace.texts_key,
+        [sorted(rows) for rows in positives],
+    ]
+    workspace.make(name, inputs, work)
+
+
+def _run_files(workspace: Workspace, split: str) -> dict[str, Path]:
+    """The run file of each source that is one."""
+    files = {}
+    for source in workspace.recipe.candidates.sources:
+        if source.kind == "run":
+            path = source.options.get(split)
+            if path is None or not Path(path).is_file():
+                raise InputError(f"candidate source 'run' needs a file for the {split} queries: {split} = {path!r}.")
+            files[source_name(source)] = Path(path)
+    return files
 
 
 def score(workspace: Workspace) -> None:
@@ -84,7 +102,8 @@ def score(workspace: Workspace) -> None:
                 fill_scores(workspace.store, name, teacher, queries.texts, documents, hits)
                 for name, teacher in workspace.teachers.items()
             ]
-            np.save(folder / "scores.npy", np.stack(grids))
+            none = np.zeros((0, *hits.rows.shape), np.float32)  # a recipe may learn from labels alone
+            np.save(folder / "scores.npy", np.stack(grids) if grids else none)
             return {"teachers": list(workspace.teachers), "pairs": int(hits.valid.sum()) * len(grids)}
 
         workspace.make(f"scores/{split}", [manifest["key"], identities], work)

@@ -13,7 +13,7 @@ from retrieval_kd.data import load_collection
 from retrieval_kd.files import atomic, fingerprint, hash_texts, read_json, write_json
 from retrieval_kd.progress import say
 from retrieval_kd.pseudo_queries import make_pseudo_queries
-from retrieval_kd.recipe import Component, load_recipe, options
+from retrieval_kd.recipe import Component, RunFiles, load_recipe, options, parse
 from retrieval_kd.students import load_student
 from retrieval_kd.teachers import Teacher, load_teacher
 from retrieval_kd.train.terms import Needs, needs
@@ -35,9 +35,14 @@ class Workspace:
         self.folder = folder or Path("work") / recipe.stem
         self.store = store or self.folder.parent / "store"
         self.needs: Needs = needs(self.recipe.stages)
-        for component in (*self.recipe.teachers, *self.recipe.candidates.sources):
-            if component.kind != "run" and not getattr(component, "trained_by", None):
-                options("teachers", component)
+        for teacher in self.recipe.teachers:
+            # the model of a teacher that is trained first is known when it is
+            options("teachers", with_model(teacher, "") if teacher.trained_by else teacher)
+        for source in self.recipe.candidates.sources:
+            if source.kind == "run":
+                parse(RunFiles, source.options, "candidate source kind 'run'")
+            else:
+                options("teachers", source)
         options("students", self.recipe.student)
         options("index", self.recipe.index)
         write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
@@ -151,13 +156,17 @@ class Workspace:
         other = Workspace(path, self.folder.parent / path.stem, self.store)
         if not (other.folder / "report").exists():
             pipeline.run(other)
-        extra = {**teacher.options, "model": str(other.folder / "student")}
-        return load_teacher(Component(kind=teacher.kind, **extra), self.collection.documents)
+        return load_teacher(with_model(teacher, str(other.folder / "student")), self.collection.documents)
+
+
+def with_model(component: Component, model: str) -> Component:
+    """The component with another `model`."""
+    return Component(kind=component.kind, **{**component.options, "model": model})
 
 
 def source_name(source: Component) -> str:
     """A short name for a candidate source: its kind, and its model or file."""
-    what = source.options.get("model") or source.options.get("path")
+    what = source.options.get("model") or source.options.get("test")
     return f"{source.kind}-{Path(str(what)).name}" if what else source.kind
 
 

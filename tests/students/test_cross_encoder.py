@@ -1,0 +1,91 @@
+"""Cross-encoder students: saved, they are what Sentence Transformers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import CrossEncoder
+from tiny import WORDS, tiny_sentence_transformer
+from transformers import BertConfig, BertForSequenceClassification
+
+from retrieval_kd.recipe import Component
+from retrieval_kd.students import Batch, load_student
+from retrieval_kd.students.cross_encoder import CrossEncoderStudent
+from retrieval_kd.teachers import load_teacher
+
+RNG = np.random.default_rng(0)
+QUERIES = [" ".join(RNG.choice(WORDS, RNG.integers(1, 5))) for _ in range(4)]
+DOCUMENTS = [" ".join(RNG.choice(WORDS, RNG.integers(1, 30))) for _ in range(6)]  # the longest are cut
+MAX_LENGTH = 20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tower = tiny_sentence_transformer(folder)
+    torch.manual_seed(0)
+    BertForSequenceClassification(BertConfig.from_pretrained(folder, num_labels=1)).save_pretrained(folder)
+    tower.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def load(model: str, seed: int = 0) -> CrossEncoderStudent:
+    student = load_student(Component(kind="cross_encoder", model=model, max_length=MAX_LENGTH), seed)
+    assert isinstance(student, CrossEncoderStudent)
+    return student.eval()
+
+
+def score(student: CrossEncoderStudent, columns: torch.Tensor, micro_batch: int = 5) -> torch.Tensor:
+    queries, documents = (
+        [np.array(ids, np.int32) for ids in student.tokenize(texts, side)]
+        for texts, side in ((QUERIES, "query"), (DOCUMENTS, "document"))
+    )
+    return student(Batch(queries, documents, columns), micro_batch).scores
+
+
+EVERY = torch.arange(6).repeat(4, 1)
+
+
+def test_saved_it_scores_the_same_elsewhere(model: str, tmp_path: Path) -> None:
+    student = load(model)
+    with torch.no_grad():
+        for parameter in student.parameters():  # as if trained
+            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        scores = score(student, EVERY).numpy()
+    assert scores.std() > 1e-3
+    student.save(tmp_path)
+    pairs = [(query, document) for query in QUERIES for document in DOCUMENTS]
+    loaded = CrossEncoder(str(tmp_path), device="cpu")
+    expected = loaded.predict(pairs, activation_fn=torch.nn.Identity()).reshape(4, 6)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    teacher = load_teacher(Component(kind="cross_encoder", model=str(tmp_path), max_length=MAX_LENGTH), DOCUMENTS)
+    got = teacher.score([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    np.testing.assert_allclose(scores, got.reshape(4, 6), atol=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5, 100])
+def test_columns_and_missing_candidates(model: str, micro_batch: int) -> None:
+    student = load(model)
+    columns = torch.tensor([[5, 0, -1], [2, -1, -1], [1, 1, 4], [0, 3, 5]])
+    grid = score(student, columns, micro_batch)
+    with torch.no_grad():
+        full = score(student, EVERY)
+    for query in range(4):
+        for place, row in enumerate(columns[query].tolist()):
+            expected = 0.0 if row < 0 else full[query, row].item()
+            assert grid[query, place].item() == pytest.approx(expected, abs=1e-5)
+    grid[columns < 0].sum().backward(retain_graph=True)
+    assert all(p.grad is None or not p.grad.abs().any() for p in student.parameters())
+    grid.sum().backward()
+    assert any(p.grad is not None and p.grad.abs().any() for p in student.parameters())
+
+
+def test_a_head_is_drawn_with_the_seed_where_there_is_none(tmp_path: Path) -> None:
+    tiny_sentence_transformer(tmp_path)  # saves a BertModel
+    heads = [load(str(tmp_path), seed).model.classifier.weight for seed in (0, 0, 1)]
+    assert heads[0].shape == (1, 32)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])

@@ -1,0 +1,303 @@
+"""A whole tiny run, what it skips the second time, and the mistakes that a recipe can hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytrec_eval
+import torch
+from tiny import WORDS, tiny_sentence_transformer
+from transformers import BertConfig, BertForSequenceClassification
+
+from retrieval_kd import pipeline
+from retrieval_kd.encoder import Encoder
+from retrieval_kd.files import read_json
+from retrieval_kd.pipeline import Workspace
+from retrieval_kd.recipe import Stage, Term
+from retrieval_kd.teachers.bi_encoder import BiEncoder
+from retrieval_kd.train.terms import needs
+from retrieval_kd.types import InputError
+
+RECIPE = """
+[data]
+collection = "{data}"
+
+[candidates]
+sources = [{{ kind = "bm25" }}, {{ kind = "bi_encoder", model = "{model}" }}]
+depth = 8
+
+[[teachers]]
+name = "bm25"
+kind = "bm25"
+
+[[teachers]]
+name = "teacher"
+kind = "bi_encoder"
+model = "{model}"
+
+[student]
+kind = "dense"
+model = "{model}"
+layers = [1]
+dropout = 0.0
+
+[training]
+seed = 3
+
+[[stages]]
+steps = 3
+batch_size = 4
+candidates = 4
+learning_rate = 1e-3
+terms = [
+  {{ loss = "margin_mse", teachers = ["teacher"], scale = 3.0 }},
+  {{ loss = "kl", teachers = ["bm25", "teacher"], normalize = "minmax", shares = [0.3, 0.7] }},
+  {{ loss = "info_nce", relation = "batch", temperature = 0.1 }},
+]
+
+[evaluation]
+depth = 10
+latency_queries = 2
+
+[export]
+quality_tolerance = 1.0
+"""
+
+RERANKER = """
+[data]
+collection = "{data}"
+
+[student]
+kind = "cross_encoder"
+model = "{classifier}"
+max_length = 32
+
+[[stages]]
+steps = 2
+batch_size = 4
+candidates = 3
+learning_rate = 1e-3
+terms = [{{ loss = "info_nce" }}]
+
+[candidates]
+depth = 6
+
+[[teachers]]
+name = "bm25"
+kind = "bm25"
+"""
+
+BEFORE_TRAINING = ["candidates/train", "candidates/test", "scores/test", "scores/train", "trainset"]
+SINCE_TRAINING = ["student", "index", "served", "runs"]
+BASELINES = ["baselines/bm25", "baselines/teacher"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a BEIR collection (20 documents, 8 queries), two models, and recipes."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    tiny_sentence_transformer(folder / "transformer").save(str(folder / "model"))
+    tower = tiny_sentence_transformer(folder / "classifier", width=16)
+    torch.manual_seed(0)
+    BertForSequenceClassification(BertConfig.from_pretrained(folder / "classifier", num_labels=1)).save_pretrained(
+        folder / "classifier"
+    )
+    tower.tokenizer.save_pretrained(folder / "classifier")
+    rng = np.random.default_rng(1)
+    data = folder / "toy"
+    (data / "qrels").mkdir(parents=True)
+    documents = [" ".join(rng.choice(WORDS[7:], 9, replace=False)) for _ in range(20)]
+    queries = [" ".join(rng.choice(documents[number].split(), 3, replace=False)) for number in range(8)]
+    lines = [json.dumps({"_id": f"d{n}", "title": "", "text": text}) for n, text in enumerate(documents)]
+    (data / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    lines = [json.dumps({"_id": f"q{n}", "text": text}) for n, text in enumerate(queries)]
+    (data / "queries.jsonl").write_text("\n".join(lines) + "\n")
+    for split, numbers in (("train", range(5)), ("test", range(4, 8))):
+        judged = [f"q{n}\td{n}\t2\nq{n}\td{n + 9}\t1" for n in numbers]
+        (data / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(judged) + "\n")
+    names = {"data": data, "model": folder / "model", "classifier": folder / "classifier"}
+    (folder / "tiny.toml").write_text(RECIPE.format(**names))
+    (folder / "reranker.toml").write_text(RERANKER.format(**names))
+    return folder
+
+
+def workspace(place: Path, name: str = "tiny", *overrides: str) -> Workspace:
+    return Workspace(place / f"{name}.toml", place / "work" / name, overrides=overrides)
+
+
+@pytest.fixture(scope="module")
+def report(place: Path) -> dict[str, object]:
+    return pipeline.run(workspace(place))
+
+
+def test_the_report_has_every_system(place: Path, report: dict[str, object]) -> None:
+    assert read_json(place / "work/tiny/report/report.json") == json.loads(json.dumps(report))
+    systems = report["systems"]
+    assert list(systems) == ["bm25", "teacher", "fused", "student", "student-int8"]
+    for system in systems.values():
+        for metric in ("nDCG@10", "MRR@10"):
+            assert math.isfinite(system[metric])
+            assert 0 <= system[metric] <= 1
+    assert systems["bm25"]["nDCG@10"] > 0.5  # queries are words of their documents
+    for name in ("teacher", "student", "student-int8"):
+        assert systems[name]["query_p50_ms"] > 0
+        assert systems[name]["bytes"] > 0
+    assert systems["student"]["bytes"] > systems["student-int8"]["bytes"]
+    assert systems["student"]["index_bytes"] > 20 * 32 * 4
+    assert report["facts"]["training_queries"] == 5
+    assert set(report["facts"]["seconds"]) == {*BEFORE_TRAINING, *SINCE_TRAINING}
+
+
+def test_trec_eval_agrees_with_the_report(place: Path, report: dict[str, object]) -> None:
+    qrels: dict[str, dict[str, int]] = {}
+    for line in (place / "toy/qrels/test.tsv").read_text().splitlines()[1:]:
+        query, document, grade = line.split("\t")
+        qrels.setdefault(query, {})[document] = int(grade)
+    for name in ("student", "student-int8"):
+        run: dict[str, dict[str, float]] = {}
+        for line in (place / f"work/tiny/runs/{name}.trec").read_text().splitlines():
+            query, _, document, _, score, tag = line.split()
+            assert tag == name
+            run.setdefault(query, {})[document] = float(score)
+        assert {len(found) for found in run.values()} == {10}
+        values = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut_10"}).evaluate(run)
+        expected = np.mean([values[query]["ndcg_cut_10"] for query in qrels])
+        assert report["systems"][name]["nDCG@10"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_what_is_served_is_the_student(place: Path, report: dict[str, object]) -> None:
+    """Dot products of the saved student give the run's scores, and the served encoder its vectors."""
+    made = workspace(place)
+    student = made.trained
+    assert isinstance(student, BiEncoder)
+    queries = made.test_queries.texts
+    vectors = student.embed(queries, "query")
+    full = vectors @ student.embed(made.collection.documents, "document").T
+    run = pipeline.steps.load_runs(made)["student"]
+    np.testing.assert_allclose(np.take_along_axis(full, run.rows, 1), run.scores, atol=1e-4)
+    np.testing.assert_allclose(-np.sort(-full, axis=1)[:, :10], run.scores, atol=1e-4)
+    np.testing.assert_allclose(Encoder.load(place / "work/tiny/served/fp32").encode(queries), vectors, atol=1e-4)
+
+
+def test_training_candidates_hold_the_positives_and_test_candidates_only_what_is_found(
+    place: Path, report: dict[str, object]
+) -> None:
+    made = workspace(place)
+    train = np.load(place / "work/tiny/candidates/train/rows.npy")
+    assert [set(row[:2]) for row in train.tolist()] == [set(grades) for grades in made.train_queries.qrels]
+    ranks = np.load(place / "work/tiny/candidates/test/ranks.npy")
+    valid = np.load(place / "work/tiny/candidates/test/rows.npy") >= 0
+    assert (ranks.max(0)[valid] > 0).all()
+
+
+def notes(capsys: pytest.CaptureFixture[str]) -> tuple[list[str], list[str]]:
+    """The stages that were up to date, and those whose inputs had changed."""
+    lines = capsys.readouterr().err.splitlines()
+    return tuple(
+        [line.removesuffix(end) for line in lines if line.endswith(end)]
+        for end in (": up to date", ": inputs changed, made again")
+    )
+
+
+def test_a_second_run_skips_everything(
+    place: Path, report: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    again = pipeline.run(workspace(place))
+    done, changed = notes(capsys)
+    assert set(done) == {*BEFORE_TRAINING, *SINCE_TRAINING, *BASELINES}
+    assert changed == []
+    for name, system in report["systems"].items():
+        assert again["systems"][name]["nDCG@10"] == system["nDCG@10"]
+
+
+def test_another_seed_retrains_and_no_more(
+    place: Path, report: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    pipeline.run(workspace(place, "tiny", "training.seed=7"))
+    done, changed = notes(capsys)
+    assert changed == SINCE_TRAINING
+    assert set(done) == {*BEFORE_TRAINING, *BASELINES}
+    pipeline.run(workspace(place))  # back, for the tests after this one
+
+
+def test_a_stage_names_the_command_that_comes_before_it(place: Path) -> None:
+    made = Workspace(place / "tiny.toml", place / "work/bare", place / "store")
+    for stage, command in ((pipeline.score, "mine"), (pipeline.index, "train"), (pipeline.search, "export")):
+        with pytest.raises(InputError, match=rf"run `rkd {command} \S+tiny.toml` first"):
+            stage(made)
+
+
+def test_int8_that_loses_too_much_is_refused(
+    place: Path, report: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.5, 0.4])
+    monkeypatch.setattr("retrieval_kd.pipeline.steps.per_query", lambda *_: {"nDCG@10": np.array([next(values)])})
+    served = (place / "work/tiny/served/manifest.json").read_text()
+    with pytest.raises(InputError, match=r"0\.4000 against 0\.5000 in fp32, more than 10\.0% lost"):
+        pipeline.export(workspace(place, "tiny", "export.quality_tolerance=0.1"))
+    assert (place / "work/tiny/served/manifest.json").read_text() == served
+
+
+def test_a_teacher_that_another_recipe_trains(place: Path) -> None:
+    """A cross-encoder is trained first, then re-ranks as the teacher of a dense student."""
+    text = (place / "tiny.toml").read_text().replace('["bm25", "teacher"]', '["own", "teacher"]')
+    old, new = 'name = "bm25"\nkind = "bm25"', 'name = "own"\nkind = "cross_encoder"\ntrained_by = "reranker.toml"'
+    assert text.count(old) == 1
+    (place / "second.toml").write_text(text.replace(old, f"{new}\nmax_length = 32"))
+    report = pipeline.run(workspace(place, "second"))
+    assert list(report["systems"]) == ["bm25", "own", "teacher", "fused", "student", "student-int8"]
+    first = read_json(place / "work/reranker/report/report.json")["systems"]
+    assert set(first) == {"bm25", "student"}
+    assert (first["student"]["engine"], report["systems"]["own"]["engine"]) == ("re-rank", "re-rank")
+    own = workspace(place, "second").teachers["own"]
+    assert own.identity["weights"] == workspace(place, "reranker").trained.identity["weights"]
+    scores = np.load(place / "work/second/scores/test/scores.npy")
+    assert np.isfinite(scores[0]).sum() == (np.load(place / "work/second/candidates/test/rows.npy") >= 0).sum()
+
+
+@pytest.mark.xfail(raises=ValueError, strict=True, reason="pipeline.steps.score stacks the scores of no teachers")
+def test_a_recipe_of_labels_alone_needs_no_teacher(place: Path) -> None:
+    (place / "labels.toml").write_text(text[: text.index("[[teachers]]")])
+    report = pipeline.run(workspace(place, "labels"))
+    assert set(report["systems"]) == {"bm25", "student"}
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        ({"loss": "margin_mse"}, "margin_mse compares with teachers; name them"),
+        ({"loss": "info_nce", "teachers": ["a"]}, "info_nce learns from labels alone; it takes no `teachers`"),
+        ({"loss": "embedding_mse"}, "exactly one teacher, not 0"),
+        ({"loss": "embedding_mse", "teachers": ["a", "b"]}, "exactly one teacher, not 2"),
+        ({"loss": "kl", "teachers": ["a"], "relation": "batch"}, "kl with relation 'batch' would need"),
+        ({"loss": "margin_mse", "teachers": ["a"], "temperature": 2.0}, "margin_mse has no temperature; use `scale`"),
+        ({"loss": "info_nce", "teacher_temperature": 2.0}, "info_nce has no teacher_temperature"),
+        ({"loss": "info_nce", "normalize": "minmax"}, "`normalize` and `scale` change teacher scores; info_nce"),
+        ({"loss": "embedding_mse", "teachers": ["a"], "scale": 2.0}, "`normalize` and `scale` change teacher scores"),
+        ({"loss": "kl", "teachers": ["a", "b"]}, "scores of 2 teachers are averaged as they are"),
+        ({"loss": "ranknett", "teachers": ["a"]}, "there is no loss 'ranknett'; did you mean 'ranknet'?"),
+    ],
+)
+def test_terms_that_cannot_work(term: dict[str, object], message: str) -> None:
+    good = Stage(steps=1, terms=(Term(loss="kl", teachers=("a",)),))
+    bad = Stage(steps=1, terms=(Term(loss="info_nce"), Term.model_validate(term)))
+    with pytest.raises(InputError) as raised:
+        needs([good, bad])
+    assert message in str(raised.value)
+    if "no loss" not in message:
+        assert str(raised.value).startswith("stages[1].terms[1]: ")
+
+
+def test_what_stages_need() -> None:
+    imitate = {"loss": "embedding_mse", "teachers": ("a",)}
+    found = needs([Stage(steps=1, terms=(Term(**imitate),)), Stage(steps=1, terms=(Term(**imitate, side="document"),))])
+    assert (found.candidates, found.documents) == (False, True)
+    assert (found.query_vectors, found.document_vectors) == ({"a"}, {"a"})
+    assert not needs([Stage(steps=1, terms=(Term(**imitate),))]).documents
+    assert needs([Stage(steps=1, terms=(Term(loss="info_nce"),))]).candidates

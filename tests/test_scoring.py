@@ -1,0 +1,240 @@
+"""Teachers through the store: each judgement is made once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import WORDS, tiny_sentence_transformer
+
+from retrieval_kd import scoring
+from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
+from retrieval_kd.store.keys import text_keys
+from retrieval_kd.store.store import Store
+from retrieval_kd.students import dense
+from retrieval_kd.teachers import bm25
+from retrieval_kd.teachers.bi_encoder import BiEncoder, Options, load
+from retrieval_kd.types import Hits, InputError
+
+
+class Fake:
+    """Scores by a checksum of both texts; NaN for documents that hold "unsure"; counts what it is asked."""
+
+    def __init__(self, identity: str = "fake", pause: float = 0.0, broken: bool = False) -> None:
+        self.identity = {"kind": identity}
+        self.pause, self.broken = pause, broken
+        self.asked: list[tuple[str, str]] = []
+
+    def render(self, texts: Sequence[str], side: str) -> list[str]:
+        return [f"{side}: {text}" for text in texts]
+
+    def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        assert not self.broken, "asked again"
+        time.sleep(self.pause)
+        pairs = list(zip(queries, documents, strict=True))
+        self.asked += pairs
+        return np.array([checksum(*pair) for pair in pairs], np.float32)
+
+
+def checksum(query: str, document: str) -> float:
+    return np.nan if "unsure" in document else zlib.crc32(f"{query}|{document}".encode()) / 2**16
+
+
+QUERIES = ["sort a list", "read a file", "sort a list"]  # the last is the first again
+DOCUMENTS = ["list sort", "unsure", "open file", "lock", "list sort"]
+HITS = Hits(
+    np.array([[0, 1, 2], [3, 0, -1], [4, 2, 3]], np.int32),
+    np.array([[3, 2, 1], [2, 1, -np.inf], [3, 2, 1]], np.float32),
+)
+
+
+def expected(hits: Hits, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+    return np.array(
+        [
+            [-np.inf if row < 0 else checksum(f"query: {query}", f"document: {documents[row]}") for row in rows]
+            for query, rows in zip(queries, hits.rows.tolist(), strict=True)
+        ],
+        np.float32,
+    )
+
+
+def test_a_pair_is_scored_once(tmp_path: Path) -> None:
+    teacher = Fake()
+    scores = fill_scores(tmp_path, "t", teacher, QUERIES, DOCUMENTS, HITS)
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(scores, expected(HITS, QUERIES, DOCUMENTS))  # NaN and -inf in their places
+    assert np.isnan(scores[0, 1])
+    assert scores[1, 2] == -np.inf
+    assert len(teacher.asked) == len(set(teacher.asked)) == 6  # of 8: two pairs of equal texts occur twice
+    again = fill_scores(tmp_path, "renamed", Fake(broken=True), QUERIES, DOCUMENTS, HITS)
+    np.testing.assert_array_equal(again, scores)  # NaN is an answer too
+    other = Fake("another")
+    fill_scores(tmp_path, "t", other, QUERIES, DOCUMENTS, HITS)
+    assert len(other.asked) == 6
+    assert [entry["pairs"] for entry in Store.open(tmp_path, "t", teacher.identity).ledger()] == [6]
+
+
+def test_only_what_is_missing_is_scored(tmp_path: Path) -> None:
+    fill_scores(tmp_path, "t", Fake(), QUERIES[:1], DOCUMENTS, Hits(HITS.rows[:1], HITS.scores[:1]))
+    teacher = Fake()
+    scores = fill_scores(tmp_path, "t", teacher, QUERIES, DOCUMENTS, HITS)
+    assert teacher.asked == [
+        ("query: read a file", "document: lock"),
+        ("query: read a file", "document: list sort"),
+        ("query: sort a list", "document: lock"),
+    ]
+    np.testing.assert_array_equal(scores, expected(HITS, QUERIES, DOCUMENTS))
+
+
+def test_nothing_to_score(tmp_path: Path) -> None:
+    none = Hits(np.full((3, 2), -1, np.int32), np.full((3, 2), -np.inf, np.float32))
+    assert (fill_scores(tmp_path, "t", Fake(broken=True), QUERIES, DOCUMENTS, none) == -np.inf).all()
+
+
+MANY_QUERIES = [f"query {number}" for number in range(12)]
+MANY_DOCUMENTS = [f"document {number}" if number % 7 else f"unsure {number}" for number in range(30)]
+_ROWS = np.stack([np.random.default_rng(number).permutation(30)[:20] for number in range(12)]).astype(np.int32)
+MANY = Hits(_ROWS, np.zeros(_ROWS.shape, np.float32))
+
+
+def score_slowly(root: Path, out: Path) -> None:
+    """Score 240 pairs, 4 at a time, with a commit about every third time."""
+    scoring.CHUNK, scoring.COMMIT_SECONDS = 4, 0.025
+    np.save(out, fill_scores(root, "slow", Fake(pause=0.01), MANY_QUERIES, MANY_DOCUMENTS, MANY))
+
+
+def test_killed_ten_times_and_finished(tmp_path: Path) -> None:
+    """Bit-equal to a run that nobody stopped, and no pair paid for twice."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["retrieval_kd.scoring", "retrieval_kd.train.loop", "retrieval_kd.students.dense"])
+
+    def start(root: str) -> multiprocessing.process.BaseProcess:
+        worker = context.Process(target=score_slowly, args=(tmp_path / root, tmp_path / f"{root}.npy"))
+        worker.start()
+        return worker
+
+    for name in ("whole", "again"):  # the second tells how long it takes without the first imports
+        began = time.monotonic()
+        worker = start(name)
+        worker.join(60)
+        assert worker.exitcode == 0
+    seconds, chance = time.monotonic() - began, random.Random(3)
+    counts = []
+    for _ in range(10):
+        worker = start("killed")
+        worker.join(chance.uniform(0.3, 0.6) * seconds)
+        worker.kill()
+        worker.join()
+        counts.append(
+            sum(
+                Store.open(folder.parent, "slow", {"kind": "fake"}).count("scores")
+                for folder in (tmp_path / "killed").glob("slow-*")
+            )
+        )
+    assert len({count for count in counts if 0 < count < 240}) >= 1, counts  # it was stopped on the way
+    worker = start("killed")
+    worker.join(60)
+    assert worker.exitcode == 0
+    whole, killed = np.load(tmp_path / "whole.npy"), np.load(tmp_path / "killed.npy")
+    np.testing.assert_array_equal(whole, expected(MANY, MANY_QUERIES, MANY_DOCUMENTS))
+    np.testing.assert_array_equal(killed, whole)
+    store = Store.open(tmp_path / "killed", "slow", {"kind": "fake"})
+    assert store.count("scores") == MANY.valid.sum() == 240
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_sentence_transformer(folder / "transformer").save(str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that any bi-encoder encodes from here on."""
+    texts: list[str] = []
+    plain = BiEncoder.embed
+
+    def counted(self: BiEncoder, rendered: Sequence[str], side: str) -> np.ndarray:
+        texts.extend(rendered)
+        return plain(self, rendered, side)
+
+    monkeypatch.setattr(BiEncoder, "embed", counted)
+    return texts
+
+
+def test_an_embedders_scores_are_dot_products_of_stored_vectors(
+    model: Path, tmp_path: Path, encoded: list[str]
+) -> None:
+    teacher = load(Options(model=str(model), query_prompt="query: "), DOCUMENTS)
+    scores = fill_scores(tmp_path, "bi", teacher, QUERIES, DOCUMENTS, HITS)
+    assert sorted(encoded) == sorted(["query: sort a list", "query: read a file", *set(DOCUMENTS)])
+    model_ = teacher.towers.model
+    full = model_.encode([f"query: {text}" for text in QUERIES]) @ model_.encode(DOCUMENTS).T
+    direct = np.where(HITS.valid, np.take_along_axis(full, np.maximum(HITS.rows, 0), 1), -np.inf)
+    np.testing.assert_allclose(scores, direct, atol=1e-6)
+    encoded.clear()
+    np.testing.assert_array_equal(fill_scores(tmp_path, "bi", teacher, QUERIES, DOCUMENTS, HITS), scores)
+    fill_vectors(tmp_path, "bi", teacher, DOCUMENTS, "document")
+    hits = retrieve(tmp_path, "bi", teacher, QUERIES, DOCUMENTS, 3)
+    assert encoded == []
+    np.testing.assert_allclose(hits.scores, -np.sort(-full, axis=1)[:, :3], atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(full, hits.rows, 1), hits.scores, atol=1e-6)
+
+
+def test_vectors_come_in_the_order_of_the_texts(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "CHUNK", 3)
+    monkeypatch.setattr(scoring, "COMMIT_SECONDS", 0.0)
+    teacher = load(Options(model=str(model)), [])
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, rng.integers(1, 12))) for _ in range(11)]
+    texts += texts[:2]
+    fill_vectors(tmp_path, "bi", teacher, texts[4:6], "document")
+    got = fill_vectors(tmp_path, "bi", teacher, texts, "document")
+    np.testing.assert_allclose(got, teacher.towers.model.encode(texts), atol=1e-6)
+    assert Store.open(tmp_path, "x", teacher.tower_identity("document")).count("embeddings") == 11
+
+
+def test_a_students_frozen_tower_is_the_teachers(model: Path, tmp_path: Path, encoded: list[str]) -> None:
+    """Nothing is encoded again for a student whose document tower is the teacher, before or after it is saved."""
+    teacher = load(Options(model=str(model)), [])
+    vectors = fill_vectors(tmp_path, "teacher", teacher, DOCUMENTS, "document")
+    encoded.clear()
+    document = {"model": str(model), "frozen": True}
+    student = dense.load(dense.Options(model=str(model), layers=(0,), document=document))
+    got = fill_vectors(tmp_path, "student", BiEncoder(student.towers), DOCUMENTS, "document")
+    student.save(tmp_path / "saved")
+    saved = load(Options(model=str(tmp_path / "saved")), [])
+    np.testing.assert_array_equal(fill_vectors(tmp_path, "saved", saved, DOCUMENTS, "document"), vectors)
+    np.testing.assert_array_equal(got, vectors)
+    assert encoded == []
+    fill_vectors(tmp_path, "saved", saved, QUERIES, "query")
+    assert len(encoded) == 2  # its query tower is another
+
+
+def test_who_cannot_search_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="teacher 'fake' cannot search a collection"):
+        retrieve(tmp_path, "fake", Fake(), QUERIES, DOCUMENTS, 3)
+    hits = retrieve(tmp_path, "bm25", bm25.load(bm25.Options(), DOCUMENTS), QUERIES, DOCUMENTS, 3)
+    assert hits.rows[:2].tolist() == [[0, 4, -1], [2, -1, -1]]
+    assert not list(tmp_path.iterdir())  # what is searched for is not kept
+
+
+def test_rerank_by_hand() -> None:
+    scores = np.array([[0.5, np.nan, 2.0], [1.0, 1.0, 9.0], [-1.0, -2.0, -np.inf]], np.float32)
+    got = rerank(HITS, scores)
+    assert got.rows.tolist() == [[2, 0, -1], [3, 0, -1], [4, 2, -1]]  # ties keep their order; 9.0 has no document
+    assert got.scores.tolist() == [[2.0, 0.5, -np.inf], [1.0, 1.0, -np.inf], [-1.0, -2.0, -np.inf]]
+
+
+def test_keys_are_of_the_text_as_it_is_read(tmp_path: Path) -> None:
+    fill_scores(tmp_path, "t", Fake(), QUERIES[:1], DOCUMENTS, Hits(HITS.rows[:1], HITS.scores[:1]))
+    store = Store.open(tmp_path, "t", {"kind": "fake"})
+    left, right = text_keys(["query: sort a list", "sort a list"]), text_keys(["document: lock", "document: open file"])
+    assert store.find_scores(left, right[[1, 1]])[1].tolist() == [True, False]
