@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +267,24 @@ def test_a_recipe_of_labels_alone_needs_no_teacher(place: Path) -> None:
     (place / "labels.toml").write_text(text[: text.index("[[teachers]]")])
     report = pipeline.run(workspace(place, "labels"))
     assert set(report["systems"]) == {"bm25", "student"}
+
+
+def test_labels_are_missed_before_training(place: Path) -> None:
+    shutil.copytree(place / "toy", place / "unjudged")
+    text = (place / "unjudged/qrels/train.tsv").read_text().splitlines()
+    zeroed = [text[0], *(line.rsplit("\t", 1)[0] + "\t0" for line in text[1:])]
+    (place / "unjudged/qrels/train.tsv").write_text("\n".join(zeroed))
+    overrides = [f"data.collection={place / 'unjudged'}"]
+    made = Workspace(place / "reranker.toml", place / "work/unjudged", overrides=overrides)
+    pipeline.mine(made)
+    pipeline.score(made)
+    with pytest.raises(InputError, match="no training query has a relevant document"):
+        pipeline.train(made)
+
+
+def test_a_cross_encoder_has_no_vectors_to_compare(place: Path) -> None:
+    with pytest.raises(InputError, match="makes no vectors, which info_nce needs"):
+        workspace(place, "reranker", 'stages.0.terms=[{loss = "info_nce", relation = "batch"}]')
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,8 @@ def _trainset(workspace: Workspace) -> dict[str, Any]:
     needs, queries, documents = workspace.needs, workspace.train_queries, workspace.collection.documents
     if not len(queries):
         raise InputError("there are no training queries: name a split in data.train or add data.pseudo_queries.")
+    if needs.labels and not any(grade > 0 for grades in queries.qrels for grade in grades.values()):
+        raise InputError("a loss learns from labels, and no training query has a relevant document judged.")
     scored = [] if not needs.candidates else [workspace.made("scores/train", "score")["key"]]
     used = sorted(needs.query_vectors | needs.document_vectors)
     towers = {name: workspace.teachers[name].identity for name in used}

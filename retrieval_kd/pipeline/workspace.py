@@ -11,6 +11,7 @@ from typing import Any
 from retrieval_kd import __version__
 from retrieval_kd.data import load_collection
 from retrieval_kd.files import atomic, fingerprint, hash_texts, read_json, write_json
+from retrieval_kd.losses import find_loss
 from retrieval_kd.progress import say
 from retrieval_kd.pseudo_queries import make_pseudo_queries
 from retrieval_kd.recipe import Component, RunFiles, load_recipe, options, parse
@@ -44,6 +45,9 @@ class Workspace:
             else:
                 options("teachers", source)
         options("students", self.recipe.student)
+        for term in (term for stage in self.recipe.stages for term in stage.terms) if self.reranks else ():
+            if term.relation == "batch" or find_loss(term.loss)[0] == "vectors":
+                raise InputError(f"{recipe}: a cross_encoder student makes no vectors, which {term.loss} needs here.")
         options("index", self.recipe.index)
         write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
 
@@ -154,7 +158,9 @@ class Workspace:
         path = self.path.parent / teacher.trained_by
         say(f"teacher {teacher.name}: trained by {path}")
         other = Workspace(path, self.folder.parent / path.stem, self.store)
-        if not (other.folder / "report").exists():
+        for stage in (pipeline.mine, pipeline.score, pipeline.train):  # no-ops when nothing changed
+            stage(other)
+        if not (other.folder / "report" / "report.json").exists():
             pipeline.run(other)
         return load_teacher(with_model(teacher, str(other.folder / "student")), self.collection.documents)
 

@@ -24,6 +24,7 @@ class Needs:
     """What a stage's terms read besides the queries."""
 
     candidates: bool  # some term compares scores
+    labels: bool  # some term learns from judgements
     query_vectors: frozenset[str]  # teachers whose query vectors are targets
     document_vectors: frozenset[str]
 
@@ -35,7 +36,7 @@ class Needs:
 
 def needs(stages: Sequence[Stage]) -> Needs:
     """What the stages need together; InputError for terms that cannot work."""
-    candidates = False
+    candidates = labels = False
     queries: set[str] = set()
     documents: set[str] = set()
     for number, stage in enumerate(stages):
@@ -44,9 +45,10 @@ def needs(stages: Sequence[Stage]) -> Needs:
             family, loss = find_loss(term.loss)
             _check(term, family, takes(loss, "temperature"), takes(loss, "teacher_temperature"), where)
             candidates |= family != "vectors"
+            labels |= family == "labels"
             if family == "vectors":
                 (queries if term.side == "query" else documents).update(term.teachers)
-    return Needs(candidates, frozenset(queries), frozenset(documents))
+    return Needs(candidates, labels, frozenset(queries), frozenset(documents))
 
 
 def _check(term: Term, family: str, takes_temperature: bool, takes_teacher: bool, where: str) -> None:
