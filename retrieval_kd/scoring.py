@@ -84,7 +84,7 @@ def fill_vectors(root: Path, name: str, embedder: Embedder, texts: Sequence[str]
     Vectors are kept under the identity of the tower that makes them, so that models which share a
     tower (a query student and its document teacher) share its vectors.
     """
-    rendered = embedder.render(texts, side)  # type: ignore[attr-defined]
+    rendered = embedder.render(texts, side)
     keys = text_keys(rendered)
     store = Store.open(root, f"{name}.{side}", embedder.tower_identity(side))
     _, found = store.find_embeddings(keys)

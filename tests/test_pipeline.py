@@ -234,14 +234,15 @@ def test_a_stage_names_the_command_that_comes_before_it(place: Path) -> None:
             stage(made)
 
 
+@pytest.mark.parametrize(("forms", "values"), [('["fp32", "int8"]', [0.5, 0.4, 0.5]), ('["int8"]', [0.4, 0.5])])
 def test_int8_that_loses_too_much_is_refused(
-    place: Path, report: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    place: Path, report: dict[str, object], monkeypatch: pytest.MonkeyPatch, forms: str, values: list[float]
 ) -> None:
-    values = iter([0.5, 0.4])
-    monkeypatch.setattr("retrieval_kd.pipeline.steps.per_query", lambda *_: {"nDCG@10": np.array([next(values)])})
+    given = iter(values)  # of each form, then of torch
+    monkeypatch.setattr("retrieval_kd.pipeline.steps.per_query", lambda *_: {"nDCG@10": np.array([next(given)])})
     served = (place / "work/tiny/served/manifest.json").read_text()
-    with pytest.raises(InputError, match=r"0\.4000 against 0\.5000 in fp32, more than 10\.0% lost"):
-        pipeline.export(workspace(place, "tiny", "export.quality_tolerance=0.1"))
+    with pytest.raises(InputError, match=r"0\.4000 against 0\.5000 in torch, more than 10\.0% lost"):
+        pipeline.export(workspace(place, "tiny", "export.quality_tolerance=0.1", f"export.forms={forms}"))
     assert (place / "work/tiny/served/manifest.json").read_text() == served
 
 

@@ -47,7 +47,7 @@ class Retriever(Protocol):
 
 
 @runtime_checkable
-class Embedder(Protocol):
+class Embedder(Teacher, Protocol):
     """Scores by the dot product of vectors."""
 
     def tower_identity(self, side: Side) -> dict[str, Any]:
