@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -14,12 +14,32 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module, Normalize, Router
 from torch import Tensor, nn
 
+from retrieval_kd.gather import encode_sorted
 from retrieval_kd.recipe import Precision
 from retrieval_kd.types import InputError
 from retrieval_kd.weights import hash_weights, locate_model
 
 Side = Literal["query", "document"]
 SIDES: tuple[Side, Side] = ("query", "document")
+
+
+class Reading(Protocol):
+    """How texts are encoded in training; a Batch is one."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Texts encoded at once."""
+        ...
+
+    @property
+    def gradient_caching(self) -> bool:
+        """Whether texts are encoded again for their gradient, to save memory."""
+        ...
+
+    @property
+    def layers(self) -> bool:
+        """Whether the vectors of every layer are wanted."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -126,23 +146,30 @@ def autocast(precision: Precision, device: str = "cpu") -> Any:
     return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def run_tower(modules: nn.ModuleList, token_ids: Sequence[NDArray[np.int32]], micro_batch: int) -> Tensor:
-    """Encode tokenised texts with gradient: (n, D) float32, in the order given.
+def run_tower(modules: nn.ModuleList, token_ids: Sequence[NDArray[np.int32]], batch: Reading) -> Tensor:
+    """Encode tokenised texts with gradient, in the order given: (n, 1, D) float32, or (n, layers, D).
 
-    Texts of similar length share a micro-batch, so that little of it is padding.
+    The vectors of a layer are its token states passed through the modules that follow the
+    transformer. Texts of similar length share a micro-batch, so that little of it is padding.
     """
-    order = np.argsort([len(ids) for ids in token_ids], kind="stable")
-    vectors = [
-        _run(modules, [token_ids[place] for place in order[start : start + micro_batch]])
-        for start in range(0, len(order), micro_batch)
-    ]
-    return torch.cat(vectors)[torch.from_numpy(np.argsort(order, kind="stable"))]
+
+    def encode(token_ids: list[NDArray[np.int32]]) -> Tensor:
+        first: Any = modules[0]
+        features = pad(token_ids, first.tokenizer.pad_token_id or 0, next(modules.parameters()).device)
+        if not batch.layers:
+            features = first(features)
+            return _vectors(modules, features)[:, None]
+        states = first.auto_model(**features, output_hidden_states=True).hidden_states[1:]
+        every = [_vectors(modules, {**features, "token_embeddings": state}) for state in states]
+        return torch.stack(every, dim=1)
+
+    lengths = [len(ids) for ids in token_ids]
+    return encode_sorted(token_ids, lengths, encode, batch.micro_batch, batch.gradient_caching)
 
 
-def _run(modules: nn.ModuleList, token_ids: Sequence[NDArray[np.int32]]) -> Tensor:
-    first: Any = modules[0]
-    features = pad(token_ids, first.tokenizer.pad_token_id or 0, next(modules.parameters()).device)
-    for module in modules:
+def _vectors(modules: nn.ModuleList, features: dict[str, Any]) -> Tensor:
+    """Token states through the modules after the transformer: (n, D) float32."""
+    for module in list(modules)[1:]:
         features = module(features)
     return cast(Tensor, features["sentence_embedding"]).float()
 

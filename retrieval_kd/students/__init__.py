@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -34,18 +35,25 @@ class Batch:
     documents: Tokens
     columns: Tensor
     document_vectors: Tensor | None = None
+    micro_batch: int = 16  # texts encoded at once
+    gradient_caching: bool = False  # see gather.encode_sorted
+    layers: bool = False  # whether the layers below the last are wanted too
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a student makes of a batch: vectors of both sides, or scores of the pairs alone.
+    """What a student makes of a batch: scores of the candidates and, from one that encodes sides apart, the rest.
 
-    Shapes: queries (B, D), documents (U, D), scores (B, C).
+    Shapes: scores (B, C), 0 where there is no candidate; grid (B, U), every query against every document;
+    queries (B, D) and documents (U, D), the vectors whose products the grid holds, where it is made of
+    such. `layers` are the same for each layer, first to last, when the batch asks for them.
     """
 
     scores: Tensor
+    grid: Tensor | None = None
     queries: Tensor | None = None
     documents: Tensor | None = None
+    layers: Sequence[Outputs] = ()
 
 
 class Student(Protocol):
@@ -57,17 +65,23 @@ class Student(Protocol):
         """Token ids of texts as the student reads them, prompts included."""
         ...
 
-    def __call__(self, batch: Batch, micro_batch: int) -> Outputs: ...
+    def __call__(self, batch: Batch) -> Outputs: ...
 
     def save(self, folder: Path) -> None:
         """Save into an existing folder, as Sentence Transformers loads it."""
         ...
 
 
+def own_scores(grid: Tensor, columns: Tensor) -> Tensor:
+    """The candidates' scores (B, C) out of the grid (B, U); 0 where there is no candidate."""
+    if not grid.shape[1]:
+        return grid.new_zeros(columns.shape)
+    columns = columns.to(grid.device)
+    return torch.where(columns >= 0, grid.gather(1, columns.clamp(min=0)), 0.0)
+
+
 def load_student(component: Component, seed: int) -> nn.Module:
     """Make the untrained student that a recipe names; new weights, if any, are drawn with `seed`."""
-    import torch
-
     torch.manual_seed(seed)
     module = kind_module("students", component.kind)
     return cast(nn.Module, module.load(options("students", component)))

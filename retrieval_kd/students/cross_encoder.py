@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from retrieval_kd.gather import encode_sorted
 from retrieval_kd.recipe import Positive, Table
 from retrieval_kd.students import Batch, Outputs
 from retrieval_kd.towers import Side, pad
@@ -52,21 +53,15 @@ class CrossEncoderStudent(nn.Module):
         encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=limit)
         return list(encoded["input_ids"])
 
-    def forward(self, batch: Batch, micro_batch: int) -> Outputs:
+    def forward(self, batch: Batch) -> Outputs:
         """Score every candidate pair; places without a candidate get 0 and no gradient."""
         query_of, place = torch.nonzero(batch.columns >= 0, as_tuple=True)
         rows = batch.columns[query_of, place].tolist()
         pairs = [self._pair(batch.queries[q], batch.documents[d]) for q, d in zip(query_of.tolist(), rows, strict=True)]
-        order = np.argsort([len(ids) for ids, _ in pairs], kind="stable")
-        scores = torch.cat(
-            [
-                self._run([pairs[i] for i in order[start : start + micro_batch]])
-                for start in range(0, len(order), micro_batch)
-            ]
-        )
+        lengths = [len(ids) for ids, _ in pairs]
+        scores = encode_sorted(pairs, lengths, self._run, batch.micro_batch, batch.gradient_caching)
         grid = scores.new_zeros(batch.columns.shape)
-        order_ = torch.from_numpy(order)
-        return Outputs(grid.index_put((query_of[order_], place[order_]), scores))
+        return Outputs(grid.index_put((query_of.to(grid.device), place.to(grid.device)), scores))
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)

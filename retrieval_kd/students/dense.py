@@ -8,6 +8,7 @@ vectors need not be made again (LEAF, arXiv:2509.12539).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense as Projection
 from sentence_transformers.base.modules import Normalize, Router
 from sentence_transformers.sentence_transformer.modules import Pooling
-from torch import nn
+from torch import Tensor, nn
 
 from retrieval_kd.recipe import Positive, Table
-from retrieval_kd.students import Batch, Outputs
+from retrieval_kd.students import Batch, Outputs, own_scores
 from retrieval_kd.towers import Side, Towers, load_towers, run_tower, tokenize
 from retrieval_kd.types import InputError
 
@@ -69,21 +70,28 @@ class DenseStudent(nn.Module):
     def tokenize(self, texts: Sequence[str], side: Side) -> list[list[int]]:
         return tokenize(self.towers.side(side), self.towers.render(texts, side))
 
-    def forward(self, batch: Batch, micro_batch: int) -> Outputs:
-        queries = run_tower(self.query, batch.queries, micro_batch)  # (B, D)
+    def forward(self, batch: Batch) -> Outputs:
+        queries = run_tower(self.query, batch.queries, batch)  # (B, layers, D), the last one alone unless asked
         if batch.document_vectors is not None:
-            documents = batch.document_vectors.to(queries.device)
+            documents = batch.document_vectors.to(queries.device)[:, None]
         elif batch.documents:
-            documents = run_tower(self.towers.document, batch.documents, micro_batch)
+            documents = run_tower(self.towers.document, batch.documents, batch)
         else:
-            return Outputs(queries.new_zeros(len(queries), 0), queries)
-        columns = batch.columns.clamp(min=0)
+            documents = queries.new_zeros(0, *queries.shape[1:])
         with torch.autocast(queries.device.type, enabled=False):  # scores in float32 even where towers run in bf16
-            scores = torch.einsum("bd,bcd->bc", queries, documents[columns])
-        return Outputs(scores, queries, documents)
+            layers = [
+                _outputs(queries[:, number], documents[:, min(number, documents.shape[1] - 1)], batch.columns)
+                for number in range(queries.shape[1])
+            ]
+        return replace(layers[-1], layers=layers if batch.layers else ())
 
     def save(self, folder: Path) -> None:
         self.towers.model.save(str(folder), create_model_card=False)
+
+
+def _outputs(queries: Tensor, documents: Tensor, columns: Tensor) -> Outputs:
+    grid = queries @ documents.T  # (B, U)
+    return Outputs(own_scores(grid, columns), grid, queries, documents)
 
 
 def load(options: Options) -> DenseStudent:
