@@ -115,6 +115,42 @@ def fill_vectors(root: Path, name: str, embedder: Embedder, texts: Sequence[str]
     return vectors
 
 
+def find_preferences(
+    root: Path, name: str, teacher: Teacher, queries: Sequence[str], documents: Sequence[str], hits: Hits
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The teacher's stored preferences among the candidates, by their places in the lists.
+
+    Shapes: hits (Q, K) to pairs (Q, P, 2) int32 and probabilities (Q, P) float32 that the first beats the
+    second, NaN beyond a query's last. Raises InputError when none is stored.
+    """
+    query_keys = text_keys(teacher.render(queries, "query"))
+    document_keys = text_keys(teacher.render(documents, "document"))
+    table = Store.open(root, name, teacher.identity).preferences()
+    columns = [table.column(column).to_numpy() for column in ("query_key", "first_key", "second_key", "probability")]
+    by_query: dict[int, list[tuple[int, int, float]]] = {}
+    for query, first, second, chance in zip(*(column.tolist() for column in columns), strict=True):
+        by_query.setdefault(query, []).append((first, second, chance))
+    lists = []
+    for key, rows in zip(query_keys.tolist(), hits.rows, strict=True):
+        place_of = {int(document_keys[row]): place for place, row in enumerate(rows) if row >= 0}
+        lists.append(
+            [
+                (place_of[first], place_of[second], chance)
+                for first, second, chance in by_query.get(key, ())
+                if first in place_of and second in place_of
+            ]
+        )
+    width = max(map(len, lists), default=0)
+    if not width:
+        raise InputError(f"teacher {name!r} has no stored preference among the candidates; import or ask for them first.")
+    pairs = np.zeros((len(lists), width, 2), np.int32)
+    chances = np.full((len(lists), width), np.nan, np.float32)
+    for number, found in enumerate(lists):
+        for place, (first, second, chance) in enumerate(found):
+            pairs[number, place], chances[number, place] = (first, second), chance
+    return pairs, chances
+
+
 def retrieve(root: Path, name: str, teacher: Teacher, queries: Sequence[str], documents: Sequence[str], k: int) -> Hits:
     """The `k` best documents of each query by a teacher that can search."""
     if isinstance(teacher, Embedder):

@@ -6,6 +6,9 @@ positive.npy   (Q, K) bool      judged relevant
 query_tokens/, document_tokens/   ids.npy int32 end to end, starts.npy int64
 query_vectors-NAME.npy, document_vectors-NAME.npy   (Q, D), (N, D) float32 of a teacher
 frozen.npy     (N, D) float32   document vectors of a frozen tower
+preference_pairs.npy (Q, P, 2) int32, preferences.npy (Q, P) float32   places i, j and P(i beats j); NaN beyond the last
+clusters.npy   (Q,) int32       cluster of each query
+live/NAME/     tokens of both sides, as a live teacher reads the texts
 """
 
 from __future__ import annotations
@@ -20,6 +23,10 @@ from numpy.typing import NDArray
 
 from retrieval_kd.files import read_json, write_json
 from retrieval_kd.types import Hits
+
+
+SIDES = ("query", "document")
+_ARRAYS = ("positive", "scores", "frozen", "preference_pairs", "preferences", "clusters")
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Tokens:
         return self.ids[self.starts[place] : self.starts[place + 1]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainSet:
     """See the module's table. `hits` and what goes with it are absent where no loss needs candidates."""
 
@@ -57,22 +64,25 @@ class TrainSet:
     query_vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     document_vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     frozen: NDArray[np.float32] | None = None
+    preference_pairs: NDArray[np.int32] | None = None
+    preferences: NDArray[np.float32] | None = None
+    clusters: NDArray[np.int32] | None = None
+    live: dict[str, tuple[Tokens, Tokens]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.query_tokens)
 
     def save(self, folder: Path) -> None:
         """Write into an existing folder."""
-        for name, tokens in (("query_tokens", self.query_tokens), ("document_tokens", self.document_tokens)):
+        sides = {"query_tokens": self.query_tokens, "document_tokens": self.document_tokens}
+        for name, both in self.live.items():
+            sides |= {f"live/{name}/{side}_tokens": tokens for side, tokens in zip(SIDES, both, strict=True)}
+        for name, tokens in sides.items():
             if tokens is not None:
-                (folder / name).mkdir()
+                (folder / name).mkdir(parents=True)
                 np.save(folder / name / "ids.npy", tokens.ids)
                 np.save(folder / name / "starts.npy", tokens.starts)
-        arrays: dict[str, NDArray[Any] | None] = {
-            "positive": self.positive,
-            "scores": self.scores,
-            "frozen": self.frozen,
-        }
+        arrays: dict[str, NDArray[Any] | None] = {name: getattr(self, name) for name in _ARRAYS}
         if self.hits is not None:
             arrays |= {"rows": self.hits.rows, "hit_scores": self.hits.scores}
         arrays |= {f"query_vectors-{name}": vectors for name, vectors in self.query_vectors.items()}
@@ -94,6 +104,12 @@ class TrainSet:
             ids, starts = array(f"{name}/ids"), array(f"{name}/starts")
             return None if ids is None or starts is None else Tokens(ids, starts)
 
+        def both(name: str) -> tuple[Tokens, Tokens]:
+            query, document = (tokens(f"live/{name}/{side}_tokens") for side in SIDES)
+            assert query is not None
+            assert document is not None
+            return query, document
+
         def vectors(side: str) -> dict[str, NDArray[np.float32]]:
             prefix = f"{side}_vectors-"
             found = sorted(folder.glob(f"{prefix}*.npy"))
@@ -101,16 +117,16 @@ class TrainSet:
 
         rows, hit_scores, query_tokens = array("rows"), array("hit_scores"), tokens("query_tokens")
         assert query_tokens is not None
+        arrays: dict[str, Any] = {name: array(name) for name in _ARRAYS}
         return cls(
             query_tokens=query_tokens,
             document_tokens=tokens("document_tokens"),
             hits=None if rows is None or hit_scores is None else Hits(rows, hit_scores),
             teachers=read_json(folder / "teachers.json"),
-            scores=array("scores"),
-            positive=array("positive"),
             query_vectors=vectors("query"),
             document_vectors=vectors("document"),
-            frozen=array("frozen"),
+            live={path.name: both(path.name) for path in sorted((folder / "live").glob("*"))},
+            **arrays,
         )
 
 

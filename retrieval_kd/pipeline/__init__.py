@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from retrieval_kd.pipeline.evaluation import evaluate
-from retrieval_kd.pipeline.steps import export, index, mine, score, search, train
+from retrieval_kd.pipeline.steps import export, index, mine, score, search
+from retrieval_kd.pipeline.training import train
 from retrieval_kd.pipeline.workspace import Workspace
 
 __all__ = ["Workspace", "evaluate", "export", "index", "mine", "run", "score", "search", "train"]

@@ -36,6 +36,8 @@ def mine(workspace: Workspace) -> None:
         positives = [{row for row, grade in grades.items() if grade > 0} for grades in queries.qrels]
         _mine(workspace, "candidates/train", queries, positives)
     _mine(workspace, "candidates/test", workspace.test_queries, [])
+    if (validation := workspace.recipe.training.validation) is not None:
+        _mine(workspace, "candidates/validation", workspace.collection.split(validation.split), [])
 
 
 def _mine(workspace: Workspace, name: str, queries: Queries, positives: list[set[int]]) -> None:
@@ -98,88 +100,20 @@ def score(workspace: Workspace) -> None:
         identities = {name: teacher.identity for name, teacher in workspace.teachers.items()}
 
         def work(folder: Path, queries: Queries = queries, hits: Hits = hits) -> dict[str, Any]:
-            documents = workspace.collection.documents
-            grids = [
-                fill_scores(workspace.store, name, teacher, queries.texts, documents, hits)
-                for name, teacher in workspace.teachers.items()
-            ]
-            none = np.zeros((0, *hits.rows.shape), np.float32)  # a recipe may learn from labels alone
-            np.save(folder / "scores.npy", np.stack(grids) if grids else none)
+            grids = score_candidates(workspace, queries, hits)
+            np.save(folder / "scores.npy", grids)
             return {"teachers": list(workspace.teachers), "pairs": int(hits.valid.sum()) * len(grids)}
 
         workspace.make(f"scores/{split}", [manifest["key"], identities], work)
 
 
-def train(workspace: Workspace) -> None:
-    """Build the train set and train the student; a stopped training goes on where it was."""
-    trainset = _trainset(workspace)
-    recipe = workspace.recipe
-    key = fingerprint([trainset["key"], recipe.student.model_dump()])  # the loop adds its stages and settings
-
-    def work(folder: Path) -> dict[str, Any]:
-        student = workspace.student
-        data = TrainSet.load(workspace.folder / "trainset")
-        log = train_loop(student, data, recipe.stages, recipe.training, workspace.folder / "training", key)
-        student.save(folder)
-        return {"loss": round(log[-1]["loss"], 6)} if log else {}
-
-    workspace.make("student", [key, [s.model_dump() for s in recipe.stages], recipe.training.model_dump()], work)
-
-
-def _trainset(workspace: Workspace) -> dict[str, Any]:
-    """Gather what the stages read into memory-mapped arrays."""
-    needs, queries, documents = workspace.needs, workspace.train_queries, workspace.collection.documents
-    if not len(queries):
-        raise InputError("there are no training queries: name a split in data.train or add data.pseudo_queries.")
-    if needs.labels and not any(grade > 0 for grades in queries.qrels for grade in grades.values()):
-        raise InputError("a loss learns from labels, and no training query has a relevant document judged.")
-    scored = [] if not needs.candidates else [workspace.made("scores/train", "score")["key"]]
-    used = sorted(needs.query_vectors | needs.document_vectors)
-    towers = {name: workspace.teachers[name].identity for name in used}
-
-    def work(folder: Path) -> dict[str, Any]:
-        student = workspace.student
-        vectors: dict[Side, dict[str, Any]] = {"query": {}, "document": {}}
-        wanted: dict[Side, tuple[frozenset[str], Sequence[str]]] = {
-            "query": (needs.query_vectors, queries.texts),
-            "document": (needs.document_vectors, documents),
-        }
-        for side, (names, texts) in wanted.items():
-            for name in sorted(names):
-                teacher = workspace.teachers[name]
-                if not isinstance(teacher, BiEncoder):
-                    raise InputError(f"teacher {name!r} has no vectors to imitate; use a bi_encoder.")
-                vectors[side][name] = fill_vectors(workspace.store, name, teacher, texts, side)
-        hits = Candidates.load(workspace.folder / "candidates/train").hits if needs.candidates else None
-        frozen = None
-        if student.frozen_documents and needs.documents:
-            tower = BiEncoder(student.towers, workspace.recipe.precision)
-            frozen = fill_vectors(workspace.store, "student", tower, documents, "document")
-        encodes_documents = needs.documents and frozen is None
-        trainset = TrainSet(
-            query_tokens=Tokens.pack(student.tokenize(queries.texts, "query")),
-            document_tokens=Tokens.pack(student.tokenize(documents, "document")) if encodes_documents else None,
-            hits=hits,
-            teachers=list(workspace.teachers),
-            scores=np.load(workspace.folder / "scores/train/scores.npy") if needs.candidates else None,
-            positive=None if hits is None else mark_positives(hits, queries.qrels),
-            query_vectors=vectors["query"],
-            document_vectors=vectors["document"],
-            frozen=frozen,
-        )
-        trainset.save(folder)
-        return {"queries": len(queries)}
-
-    inputs = [
-        scored,
-        towers,
-        workspace.texts_key,
-        workspace.recipe.student.model_dump(),
-        workspace.recipe.precision,
-        sorted(needs.query_vectors),
-        sorted(needs.document_vectors),
+def score_candidates(workspace: Workspace, queries: Queries, hits: Hits) -> NDArray[np.float32]:
+    """Scores (T, Q, K) of every teacher; T may be 0, since a recipe may learn from labels alone."""
+    grids = [
+        fill_scores(workspace.store, name, teacher, queries.texts, workspace.collection.documents, hits)
+        for name, teacher in workspace.teachers.items()
     ]
-    return workspace.make("trainset", inputs, work)
+    return np.stack(grids) if grids else np.zeros((0, *hits.rows.shape), np.float32)
 
 
 def index(workspace: Workspace) -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from retrieval_kd import __version__
+from retrieval_kd.checks import check
 from retrieval_kd.data import load_collection
 from retrieval_kd.files import atomic, fingerprint, hash_texts, read_json, write_json
-from retrieval_kd.losses import find_loss
+from retrieval_kd.gather import process
 from retrieval_kd.progress import say
 from retrieval_kd.pseudo_queries import make_pseudo_queries
 from retrieval_kd.recipe import Component, RunFiles, load_recipe, options, parse
 from retrieval_kd.students import load_student
 from retrieval_kd.teachers import Teacher, load_teacher
-from retrieval_kd.train.terms import Needs, needs
 from retrieval_kd.types import Collection, InputError, Queries
 
 
@@ -35,7 +38,9 @@ class Workspace:
         self.recipe = load_recipe(recipe, overrides)
         self.folder = folder or Path("work") / recipe.stem
         self.store = store or self.folder.parent / "store"
-        self.needs: Needs = needs(self.recipe.stages)
+        self.needs, warnings = check(self.recipe)
+        for warning in warnings:
+            say(f"{recipe}: {warning}")
         for teacher in self.recipe.teachers:
             # the model of a teacher that is trained first is known when it is
             options("teachers", with_model(teacher, "") if teacher.trained_by else teacher)
@@ -45,9 +50,8 @@ class Workspace:
             else:
                 options("teachers", source)
         options("students", self.recipe.student)
-        for term in (term for stage in self.recipe.stages for term in stage.terms) if self.reranks else ():
-            if term.relation == "batch" or find_loss(term.loss)[0] == "vectors":
-                raise InputError(f"{recipe}: a cross_encoder student makes no vectors, which {term.loss} needs here.")
+        for live in self.recipe.live:
+            options("students", live)
         options("index", self.recipe.index)
         write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
 
@@ -106,11 +110,15 @@ class Workspace:
     @cached_property
     def trained(self) -> Teacher:
         """The trained student, as the teacher that it can be."""
+        return load_teacher(self.student_as_teacher(self.folder / "student"), self.collection.documents)
+
+    def student_as_teacher(self, folder: Path) -> Component:
+        """The teacher that a student saved in `folder` is."""
         kind = "cross_encoder" if self.reranks else "bi_encoder"
-        settings = {"model": str(self.folder / "student"), "precision": self.recipe.precision}
+        settings = {"model": str(folder), "precision": self.recipe.precision}
         if self.reranks:
             settings["max_length"] = self.student.max_length
-        return load_teacher(Component(kind=kind, **settings), self.collection.documents)
+        return Component(kind=kind, **settings)
 
     @cached_property
     def texts_key(self) -> str:
@@ -118,26 +126,43 @@ class Workspace:
         parts = (self.collection.documents, self.train_queries.texts, self.test_queries.texts)
         return fingerprint([hash_texts(part) for part in parts])
 
-    def make(self, name: str, inputs: Any, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    def make(
+        self, name: str, inputs: Any, work: Callable[[Path], dict[str, Any]], together: bool = False
+    ) -> dict[str, Any]:
         """Run `work` into the folder `name` unless it holds the result for the same inputs.
 
         `work` fills a scratch folder and returns facts for the manifest; the folder takes its place
-        only when all of it is written. Returns the manifest.
+        only when all of it is written. Returns the manifest. Of several processes the first does the
+        work; `together`, all do it and the first one's result is kept.
         """
-        key = fingerprint(inputs)
+        rank, world = process()
+        if world == 1:
+            return self._make(name, inputs, work)
+        if rank == 0:
+            self._make(name, inputs, work)
+        elif together and not self._is_made(name, inputs):
+            with tempfile.TemporaryDirectory(prefix="rkd-") as scratch:
+                work(Path(scratch))
+        torch.distributed.barrier()
+        return self.made(name, "train")
+
+    def _is_made(self, name: str, inputs: Any) -> bool:
+        path = self.folder / name / "manifest.json"
+        return path.exists() and read_json(path)["key"] == fingerprint(inputs)
+
+    def _make(self, name: str, inputs: Any, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         folder = self.folder / name
+        if self._is_made(name, inputs):
+            say(f"{name}: up to date")
+            return self.made(name, "run")
         if (folder / "manifest.json").exists():
-            manifest: dict[str, Any] = read_json(folder / "manifest.json")
-            if manifest["key"] == key:
-                say(f"{name}: up to date")
-                return manifest
             say(f"{name}: inputs changed, made again")
         began = time.monotonic()
         with atomic(folder) as scratch:
-            scratch.mkdir()
+            scratch.mkdir(parents=True)
             facts = work(scratch)
             seconds = round(time.monotonic() - began, 2)
-            manifest = {"key": key, "seconds": seconds, "version": __version__, **facts}
+            manifest = {"key": fingerprint(inputs), "seconds": seconds, "version": __version__, **facts}
             write_json(scratch / "manifest.json", manifest)
         say(f"{name}: {_facts(facts)}{seconds:.1f} s")
         return manifest

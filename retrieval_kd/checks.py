@@ -1,0 +1,189 @@
+"""What a recipe's stages read, and combinations that cannot work: found when the recipe is read, not an hour later."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retrieval_kd.losses import Loss, check_options, find_loss
+from retrieval_kd.recipe import Recipe, Stage, Term
+from retrieval_kd.regularizers import find_regularizer
+from retrieval_kd.types import InputError
+
+HAS_VECTORS = {"bi_encoder"}  # kinds of cached teachers whose vectors are kept
+UNBOUNDED = {"margin_mse", "margin_mse_all", "mse", "huber"}  # regressions on scores as they are
+DISTRIBUTIONS = {"normalize": ("minmax", "zscore", "rank")}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a recipe's stages read besides the training queries."""
+
+    candidates: bool  # some term compares scores of candidates, or their documents
+    labels: bool  # some term learns from judgements
+    preferences: bool
+    query_vectors: frozenset[str]  # teachers whose query vectors are read
+    document_vectors: frozenset[str]
+    live: frozenset[str]
+
+    @property
+    def documents(self) -> bool:
+        """Whether documents take part at all."""
+        return self.candidates or bool(self.document_vectors) or bool(self.live)
+
+
+def check(recipe: Recipe) -> tuple[Needs, list[str]]:
+    """What the stages need together, and warnings; InputError for what cannot work."""
+    warnings: list[str] = []
+    candidates = labels = preferences = False
+    queries: set[str] = set()
+    documents: set[str] = set()
+    live: set[str] = set()
+    kinds = {teacher.name: teacher.kind for teacher in recipe.teachers}
+    for number, stage in enumerate(recipe.stages):
+        _check_stage(recipe, number, stage, kinds)
+        labels |= stage.deny is not None or stage.filter is not None
+        candidates |= stage.deny is not None or stage.filter is not None or stage.mine is not None
+        if stage.cluster_by:
+            queries.add(stage.cluster_by)
+        for place, term in enumerate(stage.terms):
+            where = f"stages[{number}].terms[{place}]"
+            loss = find_loss(term.loss)
+            warnings += _check_term(recipe, number, term, loss, where, kinds)
+            cached = [name for name in term.teachers if name in kinds]
+            live |= {name for name in (term.of, *term.teachers) if name in {one.name for one in recipe.live}}
+            labels |= "positive" in loss.needs and term.relation != "cross"
+            preferences |= "preference" in loss.needs
+            if loss.of == "vectors" or term.relation in ("gram", "cross"):
+                (queries if term.side == "query" else documents).update(cached)
+                continue
+            candidates = True
+            if term.relation == "batch":
+                full = {name for name in cached if kinds[name] in HAS_VECTORS}
+                queries |= full
+                documents |= full
+    return Needs(candidates, labels, preferences, frozenset(queries), frozenset(documents), frozenset(live)), warnings
+
+
+def _check_stage(recipe: Recipe, number: int, stage: Stage, kinds: dict[str, str]) -> None:
+    where = f"stages[{number}]"
+    names = [*kinds, *(live.name for live in recipe.live)]
+    known = [*names, "student", "snapshot"]
+    for term in stage.terms:
+        for name in (*term.teachers, term.of, *([term.guide.teacher] if term.guide else [])):
+            if name not in known:
+                raise InputError(f"{where} uses teacher {name!r}, which is not defined{_near(name, known)}")
+        if number == 0 and "snapshot" in (*term.teachers, term.of):
+            raise InputError(f"{where}: the first stage has no snapshot, which is what the stage before it left.")
+    for key, teacher in (("deny", stage.deny), ("filter", stage.filter)):
+        if teacher is not None and teacher.teacher is not None and teacher.teacher not in kinds:
+            raise InputError(f"{where}.{key} uses teacher {teacher.teacher!r}, whose scores are not stored.")
+    if stage.batching == "cluster" and (
+        stage.cluster_by is None or kinds.get(stage.cluster_by) not in HAS_VECTORS
+    ):
+        raise InputError(f"{where}: batching 'cluster' needs cluster_by, the name of a bi_encoder teacher.")
+    if stage.sampling == "bins" and not kinds:
+        raise InputError(f"{where}: sampling 'bins' goes by a teacher's margins; define a teacher.")
+    if stage.filter and stage.filter.student_rank and (stage.mine is None or stage.mine.by != "student"):
+        raise InputError(f"{where}.filter reads the student's ranks; add mine = {{ by = 'student' }}.")
+    if stage.mine and stage.mine.by not in ("student", *kinds):
+        raise InputError(f"{where}.mine.by is {stage.mine.by!r}; it is the student or a teacher{_near(stage.mine.by, known)}")
+    if stage.mine and stage.mine.by == "student" and recipe.student.kind in ("cross_encoder", "pair_head"):
+        raise InputError(f"{where}.mine: a {recipe.student.kind} student cannot search; mine by a teacher that can.")
+    if stage.average and any(not 0 <= other < number for other in stage.average.stages):
+        raise InputError(f"{where}.average.stages names a stage that is not before it.")
+    sparse = recipe.student.kind in ("splade", "inference_free")
+    for place, regularizer in enumerate(stage.regularizers):
+        find_regularizer(regularizer.name)
+        if not sparse:
+            raise InputError(
+                f"{where}.regularizers[{place}]: {regularizer.name} counts active vocabulary terms; a "
+                f"{recipe.student.kind} student has none. Use a splade or inference_free student."
+            )
+
+
+def _check_term(
+    recipe: Recipe, number: int, term: Term, loss: Loss, where: str, kinds: dict[str, str]
+) -> list[str]:
+    """Raise InputError for what cannot work; return warnings for what is doubtful."""
+    warnings: list[str] = []
+    live = {one.name: one for one in recipe.live}
+    taught = "teacher" in loss.needs or loss.of == "vectors" or term.relation == "cross"
+    cached = [name for name in term.teachers if name in kinds]
+    check_options(loss, term.options, where)
+    if taught and not term.teachers:
+        raise InputError(f"{where}: {term.loss} compares with teachers; name them in `teachers`.")
+    if not taught and term.teachers and "preference" not in loss.needs:
+        raise InputError(f"{where}: {term.loss} learns from labels alone; it takes no `teachers`.")
+    if loss.of == "vectors" or term.relation in ("gram", "cross"):
+        what = f"{term.loss} with relation {term.relation!r}" if loss.of == "scores" else term.loss
+        if len(term.teachers) != 1:
+            raise InputError(f"{where}: {what} imitates the vectors of exactly one teacher, not {len(term.teachers)}.")
+        if cached and kinds[cached[0]] not in HAS_VECTORS:
+            raise InputError(f"{where}: teacher {cached[0]!r} has no vectors to imitate; use a bi_encoder.")
+        if recipe.student.kind == "cross_encoder":
+            raise InputError(f"{where}: a cross_encoder student makes no vectors, which {what} needs here.")
+    if term.relation == "cross" and "positive" not in loss.needs:
+        raise InputError(f"{where}: relation 'cross' has positives and no teacher scores; use info_nce.")
+    if term.relation == "gram" and "positive" in loss.needs:
+        raise InputError(f"{where}: relation 'gram' has no positives; use a loss that compares with a teacher.")
+    if term.queue and term.relation != "cross":
+        raise InputError(f"{where}: queue belongs to relation 'cross'.")
+    if term.relation == "batch":
+        if recipe.student.kind == "cross_encoder" and term.of == "student":
+            raise InputError(f"{where}: a cross_encoder student makes no vectors, which {term.loss} needs here.")
+        listed = [name for name in cached if kinds[name] not in HAS_VECTORS]
+        if listed and term.missing is None:
+            raise InputError(
+                f"{where}: {term.loss} with relation 'batch' needs teacher {listed[0]!r}'s scores for other "
+                "queries' candidates, which are not stored; say what they count for (missing = 'drop' or "
+                "'zero_probability'), use relation 'own', or a bi_encoder teacher, whose vectors give all pairs."
+            )
+    if term.missing == "zero_probability" and loss.of == "scores" and term.loss in UNBOUNDED:
+        raise InputError(f"{where}: {term.loss} compares scores, not probabilities; missing = 'drop'.")
+    if term.temperature != 1.0 and "temperature" not in loss.options:
+        raise InputError(f"{where}: {term.loss} has no temperature; use `scale` to stretch its target.")
+    if term.teacher_temperature is not None and "teacher_temperature" not in loss.options:
+        raise InputError(f"{where}: {term.loss} has no teacher_temperature.")
+    shaped = term.normalize != "none" or term.scale != 1.0 or term.soften or term.interpolate or term.select
+    if shaped and "teacher" not in loss.needs:
+        raise InputError(f"{where}: `normalize`, `scale` and the like change teacher scores; {term.loss} reads none.")
+    if term.row_weights != "none" and "row_weights" not in loss.options | dict.fromkeys(loss.needs):
+        raise InputError(f"{where}: {term.loss} does not weigh rows.")
+    if len(term.teachers) > 1 and term.normalize == "none" and "teacher" in loss.needs:
+        raise InputError(
+            f"{where}: scores of {len(term.teachers)} teachers are averaged as they are, though their scales "
+            "differ; set normalize = 'minmax' or 'zscore'."
+        )
+    if term.select and len(term.teachers) < 2:
+        raise InputError(f"{where}: select chooses among teachers; name at least two.")
+    if term.layers and (len(term.teachers) != 1 or term.teachers[0] not in live):
+        raise InputError(f"{where}: layers are those of one live teacher; stored scores have none.")
+    if not term.detach and (len(term.teachers) != 1 or shaped and term.scale == 1.0 or cached):
+        raise InputError(
+            f"{where}: detach = false trains the teacher through the term; it takes one live teacher or the "
+            "student, as it is: stored scores cannot be trained."
+        )
+    if term.of != "student" and (term.of not in live or not live[term.of].trainable):
+        raise InputError(f"{where}: of = {term.of!r} learns, so it must be a live teacher with trainable = true.")
+    if term.interpolate and term.normalize == "none":
+        warnings.append(f"{where}: interpolate mixes teacher and student scores, whose scales may differ; normalize.")
+    if term.loss in UNBOUNDED and term.normalize == "none" and term.scale == 1.0 and _bounded(recipe) and cached:
+        unfit = [name for name in cached if kinds[name] not in HAS_VECTORS]
+        if unfit:
+            raise InputError(
+                f"{where}: the student's scores are cosines, between -1 and 1, and teacher {unfit[0]!r}'s are not: "
+                f"{term.loss} cannot meet them. Set normalize = 'minmax', or student.normalize = false."
+            )
+    return warnings
+
+
+def _bounded(recipe: Recipe) -> bool:
+    """Whether the recipe itself says that the student's vectors have unit length."""
+    return recipe.student.kind == "dense" and recipe.student.options.get("normalize") is True
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else "."

@@ -1,0 +1,74 @@
+"""Which candidates and queries a stage trains on: rules on teacher scores and ranks, as masks on the train set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retrieval_kd.recipe import Filter, Guide
+from retrieval_kd.relations import Grid
+from retrieval_kd.relations import deny as deny_by_guide
+from retrieval_kd.trainset import Tokens, TrainSet
+from retrieval_kd.types import Hits, InputError
+
+
+def deny(trainset: TrainSet, guide: Guide) -> TrainSet:
+    """The train set without the negatives that a teacher scores nearly as high as the positive (false negatives)."""
+    assert trainset.hits is not None
+    assert trainset.positive is not None
+    assert trainset.scores is not None
+    rows = np.array(trainset.hits.rows)
+    scores = np.array(trainset.scores[list(trainset.teachers).index(guide.teacher)])
+    values = torch.from_numpy(scores)
+    grid = Grid(values, torch.from_numpy(rows >= 0), torch.from_numpy(np.array(trainset.positive)))
+    kept = deny_by_guide(grid, values, guide.margin, guide.relative).valid.numpy()
+    hits = Hits(np.where(kept, rows, -1).astype(np.int32), np.where(kept, trainset.hits.scores, -np.inf))
+    return replace(trainset, hits=hits)
+
+
+def keep_queries(trainset: TrainSet, rule: Filter, student_ranks: NDArray[np.int64]) -> TrainSet:
+    """The queries whose first positive the student and the teacher rank as the rule says.
+
+    `student_ranks` (Q,) are ranks from 1 of the best positive in what the student found; 0 if it found none.
+    Raises InputError when no query is left.
+    """
+    assert trainset.positive is not None
+    kept = np.asarray(trainset.positive).any(1)
+    if rule.student_rank is not None:
+        kept &= (student_ranks >= rule.student_rank[0]) & (student_ranks <= rule.student_rank[1])
+    if rule.teacher is not None:
+        assert trainset.scores is not None
+        scores = np.nan_to_num(trainset.scores[list(trainset.teachers).index(rule.teacher)], nan=-np.inf)  # (Q, K)
+        best = np.where(trainset.positive, scores, -np.inf).max(1, keepdims=True)
+        ranks = 1 + (scores > best).sum(1)
+        kept &= np.isfinite(best[:, 0]) & (ranks >= rule.teacher_rank[0]) & (ranks <= rule.teacher_rank[1])
+    if not kept.any():
+        raise InputError(f"the filter {rule.model_dump()} leaves none of {len(kept)} queries; widen its ranks.")
+    return _take(trainset, np.flatnonzero(kept))
+
+
+def _take(trainset: TrainSet, queries: NDArray[np.int64]) -> TrainSet:
+    """The train set of some of its queries."""
+
+    def rows_of(array: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
+        return None if array is None else array[queries]
+
+    def tokens_of(tokens: Tokens) -> Tokens:
+        return Tokens.pack([tokens[query].tolist() for query in queries])
+
+    hits = trainset.hits
+    return replace(
+        trainset,
+        query_tokens=tokens_of(trainset.query_tokens),
+        hits=None if hits is None else Hits(hits.rows[queries], hits.scores[queries]),
+        scores=None if trainset.scores is None else trainset.scores[:, queries],
+        query_vectors={name: vectors[queries] for name, vectors in trainset.query_vectors.items()},
+        live={name: (tokens_of(query), document) for name, (query, document) in trainset.live.items()},
+        **{
+            name: rows_of(getattr(trainset, name))
+            for name in ("positive", "preference_pairs", "preferences", "clusters")
+        },
+    )
