@@ -286,38 +286,3 @@ def test_labels_are_missed_before_training(place: Path) -> None:
 def test_a_cross_encoder_has_no_vectors_to_compare(place: Path) -> None:
     with pytest.raises(InputError, match="makes no vectors, which info_nce needs"):
         workspace(place, "reranker", 'stages.0.terms=[{loss = "info_nce", relation = "batch"}]')
-
-
-@pytest.mark.parametrize(
-    ("term", "message"),
-    [
-        ({"loss": "margin_mse"}, "margin_mse compares with teachers; name them"),
-        ({"loss": "info_nce", "teachers": ["a"]}, "info_nce learns from labels alone; it takes no `teachers`"),
-        ({"loss": "embedding_mse"}, "exactly one teacher, not 0"),
-        ({"loss": "embedding_mse", "teachers": ["a", "b"]}, "exactly one teacher, not 2"),
-        ({"loss": "kl", "teachers": ["a"], "relation": "batch"}, "kl with relation 'batch' would need"),
-        ({"loss": "margin_mse", "teachers": ["a"], "temperature": 2.0}, "margin_mse has no temperature; use `scale`"),
-        ({"loss": "info_nce", "teacher_temperature": 2.0}, "info_nce has no teacher_temperature"),
-        ({"loss": "info_nce", "normalize": "minmax"}, "`normalize` and `scale` change teacher scores; info_nce"),
-        ({"loss": "embedding_mse", "teachers": ["a"], "scale": 2.0}, "`normalize` and `scale` change teacher scores"),
-        ({"loss": "kl", "teachers": ["a", "b"]}, "scores of 2 teachers are averaged as they are"),
-        ({"loss": "ranknett", "teachers": ["a"]}, "there is no loss 'ranknett'; did you mean 'ranknet'?"),
-    ],
-)
-def test_terms_that_cannot_work(term: dict[str, object], message: str) -> None:
-    good = Stage(steps=1, terms=(Term(loss="kl", teachers=("a",)),))
-    bad = Stage(steps=1, terms=(Term(loss="info_nce"), Term.model_validate(term)))
-    with pytest.raises(InputError) as raised:
-        needs([good, bad])
-    assert message in str(raised.value)
-    if "no loss" not in message:
-        assert str(raised.value).startswith("stages[1].terms[1]: ")
-
-
-def test_what_stages_need() -> None:
-    imitate = {"loss": "embedding_mse", "teachers": ("a",)}
-    found = needs([Stage(steps=1, terms=(Term(**imitate),)), Stage(steps=1, terms=(Term(**imitate, side="document"),))])
-    assert (found.candidates, found.documents) == (False, True)
-    assert (found.query_vectors, found.document_vectors) == ({"a"}, {"a"})
-    assert not needs([Stage(steps=1, terms=(Term(**imitate),))]).documents
-    assert needs([Stage(steps=1, terms=(Term(loss="info_nce"),))]).candidates

@@ -61,7 +61,7 @@ def train(
     views = {"student": student, **(live or {}), **({} if snapshot is None else {"snapshot": snapshot})}
     for module in views.values():
         module.to(accelerator.device)
-    run = _Run(views, trainset, stage, settings, number)
+    run = Run(views, trainset, stage, settings, number)
     identity = fingerprint([key, number, stage.model_dump(), settings.model_dump(exclude={"trackers"})])
     keep = stage.average.checkpoints if stage.average else 1
     checkpoints = Checkpoints(folder, identity, run.state_dict, run.load_state_dict, keep)
@@ -102,7 +102,7 @@ def train(
     return records
 
 
-class _Run:
+class Run:
     """A stage at work: models, optimiser, what terms remember, and the best weights so far."""
 
     def __init__(

@@ -43,7 +43,7 @@ def score(student: CrossEncoderStudent, columns: torch.Tensor, micro_batch: int 
         [np.array(ids, np.int32) for ids in student.tokenize(texts, side)]
         for texts, side in ((QUERIES, "query"), (DOCUMENTS, "document"))
     )
-    return student(Batch(queries, documents, columns), micro_batch).scores
+    return student(Batch(queries, documents, columns, micro_batch=micro_batch)).scores
 
 
 EVERY = torch.arange(6).repeat(4, 1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import multiprocessing
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,13 @@ from tiny import WORDS, tiny_sentence_transformer
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from retrieval_kd.losses import FAMILIES
+from retrieval_kd.losses import find_loss, loss_names
 from retrieval_kd.recipe import Stage, Term, Training
 from retrieval_kd.students import Batch, Outputs, cross_encoder, dense
-from retrieval_kd.train.batches import draw
+from retrieval_kd.train.batches import Draw, draw
 from retrieval_kd.train.loop import train
-from retrieval_kd.train.terms import loss_of
+from retrieval_kd.train.controllers import TermState
+from retrieval_kd.train.terms import Step, loss_of
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import Hits, InputError
 
@@ -74,16 +75,12 @@ IN_BATCH = Term(loss="info_nce", relation="batch")
 IMITATE = Term(loss="embedding_mse", teachers=("a",))
 SETTINGS = Training(seed=4, checkpoint_steps=100, micro_batch=8)
 
-NAMES = [
-    (family, name) for family in FAMILIES for name in importlib.import_module(f"retrieval_kd.losses.{family}").__all__
-]
-
-
-@pytest.mark.parametrize(("family", "name"), NAMES)
-def test_every_loss_falls(family: str, name: str, model: Path, tmp_path: Path) -> None:
-    term = Term(loss=name, teachers=() if family == "labels" else ("a",))
+@pytest.mark.parametrize("name", loss_names())
+def test_every_loss_falls(name: str, model: Path, tmp_path: Path) -> None:
+    loss = find_loss(name)
+    term = Term(loss=name, teachers=("a",) if loss.of == "vectors" or "teacher" in loss.needs else ())
     student = dense.load(dense.Options(model=str(model)))
-    log = train(student, make_trainset(student), [stage_of(term)], SETTINGS, tmp_path, name)
+    log = train(student, make_trainset(student), stage_of(term), SETTINGS, tmp_path, name)
     assert [record["step"] for record in log] == [10, 20, 30, 40]
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
     assert log[-1]["loss"] == pytest.approx(log[-1][f"{name}.0"])
@@ -95,7 +92,7 @@ def test_weights_add_up_and_ramps_begin_at_nothing(model: Path, tmp_path: Path) 
     student = dense.load(dense.Options(model=str(model)))
     half = FUSED.model_copy(update={"weight": 0.5})
     late = Term(loss="info_nce", relation="batch", weight={"ramp": "linear", "to": 2.0, "steps": 18})
-    log = train(student, make_trainset(student), [stage_of(half, late, steps=10)], SETTINGS, tmp_path, "w")
+    log = train(student, make_trainset(student), stage_of(half, late, steps=10), SETTINGS, tmp_path, "w")
     record = log[-1]  # of step 10, which is number 9 from 0: half-way up the ramp
     assert record["loss"] == pytest.approx(0.5 * record["kl.0"] + 1.0 * record["info_nce.1"], rel=1e-5)
 
@@ -105,7 +102,7 @@ def test_document_vectors_are_imitated_without_candidates(model: Path, tmp_path:
     whole = make_trainset(student)
     trainset = TrainSet(whole.query_tokens, whole.document_tokens, document_vectors=whole.document_vectors)
     term = Term(loss="embedding_mse", teachers=("a",), side="document")
-    log = train(student, trainset, [stage_of(term, batch_size=24)], SETTINGS, tmp_path, "d")
+    log = train(student, trainset, stage_of(term, batch_size=24), SETTINGS, tmp_path, "d")
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
 
 
@@ -126,7 +123,7 @@ def test_a_frozen_tower_stays_and_the_query_tower_learns(model: Path, tmp_path: 
     trainset = TrainSet(
         whole.query_tokens, None, whole.hits, whole.teachers, whole.scores, whole.positive, frozen=known
     )
-    log = train(student, trainset, [stage_of(FUSED, IN_BATCH)], SETTINGS, tmp_path, "f")
+    log = train(student, trainset, stage_of(FUSED, IN_BATCH), SETTINGS, tmp_path, "f")
     assert log[-1]["loss"] < log[0]["loss"]
     assert equal(weights(student.towers.document), frozen)
     after = weights(student.query)
@@ -140,7 +137,7 @@ def test_a_frozen_tower_stays_and_the_query_tower_learns(model: Path, tmp_path: 
 def test_an_unfrozen_document_tower_learns_too(model: Path, tmp_path: Path) -> None:
     student = dense.load(dense.Options(model=str(model), document={"model": str(model)}))
     before = weights(student.query), weights(student.towers.document)
-    train(student, make_trainset(student), [stage_of(MARGIN, steps=3)], SETTINGS, tmp_path, "u")
+    train(student, make_trainset(student), stage_of(MARGIN, steps=3), SETTINGS, tmp_path, "u")
     assert not equal(before[0], weights(student.query))
     assert not equal(before[1], weights(student.towers.document))
     assert not equal(weights(student.query), weights(student.towers.document))
@@ -160,11 +157,15 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_cross_encoder_trains_through_the_same_loop(classifier: Path, tmp_path: Path) -> None:
     student = cross_encoder.load(cross_encoder.Options(model=str(classifier), max_length=32))
     terms = (MARGIN, Term(loss="info_nce"))
-    log = train(student, make_trainset(student), [stage_of(*terms)], SETTINGS, tmp_path, "c")
+    log = train(student, make_trainset(student), stage_of(*terms), SETTINGS, tmp_path, "c")
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
     for term, message in ((IN_BATCH, "encodes queries and documents apart"), (IMITATE, "this one scores pairs")):
         with pytest.raises(InputError, match=message):
-            train(student, make_trainset(student), [stage_of(term)], SETTINGS, tmp_path / term.loss, "c")
+            train(student, make_trainset(student), stage_of(term), SETTINGS, tmp_path / term.loss, "c")
+
+
+def value_of(term: Term, outputs: Outputs, drawn: Draw, trainset: TrainSet) -> torch.Tensor:
+    return loss_of(term, Step(drawn, trainset, {"student": outputs}, (0, 0, 0)), TermState(term))
 
 
 def test_in_batch_positives_by_hand() -> None:
@@ -184,9 +185,10 @@ def test_in_batch_positives_by_hand() -> None:
     queries = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]]).log()
     documents = torch.eye(4)
     own = torch.einsum("bd,bcd->bc", queries, documents[torch.from_numpy(drawn.columns)])
-    got = loss_of(IN_BATCH, Outputs(own, queries, documents), drawn, trainset)
+    outputs = Outputs(own, queries @ documents.T, queries, documents)
+    got = value_of(IN_BATCH, outputs, drawn, trainset)
     assert got.item() == pytest.approx((-math.log((1 + 3) / 10) - math.log(2 / 10)) / 2)
-    own_list = loss_of(Term(loss="info_nce"), Outputs(own, queries, documents), drawn, trainset)
+    own_list = value_of(Term(loss="info_nce"), outputs, drawn, trainset)
     assert own_list.item() == pytest.approx((-math.log(1 / 3) - math.log(2 / 3)) / 2)
 
 
@@ -200,7 +202,7 @@ def test_teacher_scores_are_normalised_over_the_whole_list() -> None:
     drawn = draw(trainset, stage, (0, 0), 0)
     assert drawn.places.tolist() == [[0, 1]]
     term = Term(loss="margin_mse", teachers=("b", "a"), shares=(1.0, 3.0), normalize="minmax", scale=10.0)
-    value = loss_of(term, Outputs(torch.zeros(1, 2)), drawn, trainset)
+    value = value_of(term, Outputs(torch.zeros(1, 2)), drawn, trainset)
     # b: 0 and 1; a: 1 and 0.4; shares 1 to 3 of 10
     assert value.item() == pytest.approx((10 * (0.75 * 1 - (0.25 * 1 + 0.75 * 0.4))) ** 2, rel=1e-4)
 
@@ -212,12 +214,22 @@ STAGES = (
 RESUMED = Training(seed=4, checkpoint_steps=2, micro_batch=8)
 
 
+def train_stages(
+    student: nn.Module, stages: Sequence[Stage], settings: Training, folder: Path, key: str
+) -> list[dict[str, float]]:
+    """One stage after the other, each with checkpoints of its own; a stage that is done is taken from its last one."""
+    log, trainset = [], make_trainset(student)
+    for number, stage in enumerate(stages):
+        log += train(student, trainset, stage, settings, folder / str(number), key, number=number)
+    return log
+
+
 def train_two_stages(model: Path, folder: Path) -> None:
     """Train with dropout, so that the random state counts, and save the weights once done."""
     torch.set_num_threads(1)
     torch.manual_seed(random.SystemRandom().randrange(2**31))  # what a fresh process holds plays no part
     student = dense.load(dense.Options(model=str(model), dropout=0.2))
-    log = train(student, make_trainset(student), STAGES, RESUMED, folder / "training", "two")
+    log = train_stages(student, STAGES, RESUMED, folder / "training", "two")
     torch.save((student.state_dict(), log), folder / "weights.pt")
 
 
@@ -241,7 +253,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_weights(model: Path, tmp_path
         worker.join(chance.uniform(0.3, 0.9) * seconds)
         worker.kill()
         worker.join()
-        places.append(sorted(path.name for path in training.glob("checkpoint-*"))[-1:])
+        places.append(sorted(str(path.relative_to(training)) for path in training.glob("*/checkpoint-*"))[-1:])
     worker = context.Process(target=train_two_stages, args=(model, tmp_path / "killed"))
     worker.start()
     worker.join(120)
@@ -253,14 +265,16 @@ def test_a_run_killed_ten_times_ends_with_the_same_weights(model: Path, tmp_path
         assert equal(got, expected)
         assert got_log == log
     assert [(record["stage"], record["step"]) for record in log] == [(0, 7), (1, 8)]
-    assert (training / "log.jsonl").read_text() == (tmp_path / "whole/training/log.jsonl").read_text()
-    assert [path.name for path in training.glob("checkpoint-*")] == ["checkpoint-001-00000008"]
+    for number, last in ((0, 7), (1, 8)):
+        text = (training / f"{number}/log.jsonl").read_text()
+        assert text == (tmp_path / f"whole/training/{number}/log.jsonl").read_text()
+        assert [path.name for path in (training / str(number)).glob("*.pt")] == [f"checkpoint-{last:08d}.pt"]
 
 
 def test_a_checkpoint_of_something_else_is_not_taken_up(model: Path, tmp_path: Path) -> None:
     def run(folder: Path, key: str, stage: Stage) -> dict[str, torch.Tensor]:
         student = dense.load(dense.Options(model=str(model)))
-        train(student, make_trainset(student), [stage], RESUMED, folder, key)
+        train(student, make_trainset(student), stage, RESUMED, folder, key)
         return weights(student)
 
     five, three = stage_of(MARGIN, steps=5), stage_of(MARGIN, steps=3)
@@ -270,31 +284,34 @@ def test_a_checkpoint_of_something_else_is_not_taken_up(model: Path, tmp_path: P
     assert equal(run(tmp_path / "b", "y", three), expected)
 
 
-def test_a_kill_while_an_old_checkpoint_goes_leaves_none_by_half(
+def test_a_kill_while_an_old_checkpoint_goes_leaves_the_new_one(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(folder: Path) -> None:
-        (folder / "position.json").unlink()
+    def killed(path: Path, missing_ok: bool = False) -> None:
         raise KeyboardInterrupt
 
-    student = dense.load(dense.Options(model=str(model)))
-    trainset, stages = make_trainset(student), [stage_of(MARGIN, steps=6)]
+    def fresh() -> nn.Module:
+        return dense.load(dense.Options(model=str(model)))
+
+    stage, trainset = stage_of(MARGIN, steps=6), make_trainset(fresh())
+    expected, student = fresh(), fresh()
+    train(expected, trainset, stage, RESUMED, tmp_path / "whole", "x")
     with monkeypatch.context() as patch:
-        patch.setattr("retrieval_kd.train.loop.shutil.rmtree", killed)
+        patch.setattr("retrieval_kd.train.checkpoints.Path.unlink", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(student, trainset, stages, RESUMED, tmp_path, "x")
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-000-00000004"]
-    train(dense.load(dense.Options(model=str(model))), trainset, stages, RESUMED, tmp_path, "another")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000-00000006", "log.jsonl"]
+            train(student, trainset, stage, RESUMED, tmp_path / "killed", "x")
+    train(resumed := fresh(), trainset, stage, RESUMED, tmp_path / "killed", "x")
+    assert equal(weights(resumed), weights(expected))
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["checkpoint-00000006.pt", "log.jsonl"]
 
 
 def test_a_log_line_cut_short_is_left_out(model: Path, tmp_path: Path) -> None:
     student = dense.load(dense.Options(model=str(model)))
     trainset = make_trainset(student)
-    log = train(student, trainset, [stage_of(MARGIN, steps=20)], SETTINGS, tmp_path, "x")
+    log = train(student, trainset, stage_of(MARGIN, steps=20), SETTINGS, tmp_path, "x")
     path = tmp_path / "log.jsonl"
     path.write_text(path.read_text() + '{"stage": 0, "st')
-    assert train(student, trainset, [stage_of(MARGIN, steps=20)], SETTINGS, tmp_path, "x") == log
+    assert train(student, trainset, stage_of(MARGIN, steps=20), SETTINGS, tmp_path, "x") == log
     assert path.read_text().count("\n") == 2
 
 
@@ -305,7 +322,7 @@ def test_stages_may_differ_in_precision(model: Path, tmp_path: Path) -> None:
         student = dense.load(dense.Options(model=str(model)))
         first = stage_of(MARGIN, steps=10, precision=precision)
         second = stage_of(FUSED, steps=10)
-        logs[precision] = train(student, make_trainset(student), [first, second], SETTINGS, tmp_path / precision, "x")
+        logs[precision] = train_stages(student, [first, second], SETTINGS, tmp_path / precision, "x")
         assert {tensor.dtype for tensor in student.parameters()} == {torch.float32}
     whole, half = ([record["loss"] for record in logs[precision]] for precision in ("fp32", "bf16"))
     assert whole[0] != half[0]
@@ -316,7 +333,7 @@ def test_scores_keep_float32_under_autocast(model: Path) -> None:
     student = dense.load(dense.Options(model=str(model)))
     tokens = [np.array(ids, np.int32) for ids in student.tokenize(texts(3, 0), "query")]
     with torch.autocast("cpu", torch.bfloat16):
-        outputs = student(Batch(tokens, tokens, torch.tensor([[0, 1], [1, -1], [2, 0]])), 8)
+        outputs = student(Batch(tokens, tokens, torch.tensor([[0, 1], [1, -1], [2, 0]]), micro_batch=8))
     assert outputs.scores.dtype == torch.float32
     assert outputs.queries is not None
     assert outputs.scores[0, 1].item() == pytest.approx((outputs.queries[0] @ outputs.queries[1]).item(), rel=1e-6)

@@ -1,0 +1,160 @@
+"""Combinations that cannot work fail when the recipe is read; and what stages read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from retrieval_kd.checks import Needs, check
+from retrieval_kd.recipe import Recipe, parse
+from retrieval_kd.types import InputError
+
+TEACHERS = [
+    {"name": "ce", "kind": "cross_encoder", "model": "m"},
+    {"name": "two", "kind": "cross_encoder", "model": "n"},
+    {"name": "minilm", "kind": "bi_encoder", "model": "m"},
+]
+LIVE = [
+    {"name": "colbert", "kind": "late_interaction", "model": "m"},
+    {"name": "tutor", "kind": "dense", "model": "m", "trainable": True},
+]
+
+
+def recipe(*stages: dict[str, Any], **changes: Any) -> Recipe:
+    table = {
+        "data": {"collection": "pydocs"},
+        "teachers": TEACHERS,
+        "live": LIVE,
+        "student": {"kind": "dense", "model": "m"},
+        "stages": [{"steps": 1, **stage} for stage in stages],
+    }
+    return parse(Recipe, {**table, **changes}, "recipe.toml")
+
+
+def needs(*stages: dict[str, Any], **changes: Any) -> Needs:
+    return check(recipe(*stages, **changes))[0]
+
+
+def terms(*terms_: dict[str, Any], **stage: Any) -> dict[str, Any]:
+    return {"terms": list(terms_), **stage}
+
+
+KL = {"loss": "kl", "teachers": ["ce"]}
+NCE = {"loss": "info_nce"}
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        ({"loss": "margin_mse"}, "margin_mse compares with teachers; name them"),
+        ({**NCE, "teachers": ["ce"]}, "info_nce learns from labels alone; it takes no `teachers`"),
+        ({"loss": "embedding_mse"}, "exactly one teacher, not 0"),
+        ({"loss": "embedding_mse", "teachers": ["ce", "two"]}, "exactly one teacher, not 2"),
+        ({"loss": "embedding_mse", "teachers": ["ce"]}, "teacher 'ce' has no vectors to imitate; use a bi_encoder"),
+        ({**KL, "relation": "gram"}, "teacher 'ce' has no vectors to imitate"),
+        ({**NCE, "relation": "cross"}, "compares with teachers; name them"),
+        ({**KL, "teachers": ["minilm"], "relation": "cross"}, "relation 'cross' has positives and no teacher scores"),
+        ({"loss": "pld", "teachers": ["minilm"], "relation": "gram"}, "relation 'gram' has no positives"),
+        ({**KL, "queue": 10}, "queue belongs to relation 'cross'"),
+        ({**KL, "relation": "batch"}, "kl with relation 'batch' needs teacher 'ce's scores for other"),
+        (
+            {"loss": "margin_mse", "teachers": ["ce"], "relation": "batch", "missing": "zero_probability"},
+            "margin_mse compares scores, not probabilities",
+        ),
+        ({"loss": "margin_mse", "teachers": ["ce"], "temperature": 2.0}, "margin_mse has no temperature; use `scale`"),
+        ({**NCE, "teacher_temperature": 2.0}, "info_nce has no teacher_temperature"),
+        ({**NCE, "normalize": "minmax"}, "change teacher scores; info_nce"),
+        ({"loss": "embedding_mse", "teachers": ["minilm"], "scale": 2.0}, "change teacher scores; embedding_mse"),
+        ({**KL, "teachers": ["ce", "two"]}, "scores of 2 teachers are averaged as they are"),
+        ({**KL, "select": {}}, "select chooses among teachers; name at least two"),
+        ({**KL, "layers": {}}, "layers are those of one live teacher"),
+        ({**KL, "detach": False}, "stored scores cannot be trained"),
+        ({**NCE, "of": "colbert"}, "of = 'colbert' learns, so it must be a live teacher with trainable = true"),
+        ({**NCE, "options": {"combin": "each"}}, "did you mean 'combine'"),
+        ({"loss": "ranknett", "teachers": ["ce"]}, "there is no loss 'ranknett'; did you mean 'ranknet'?"),
+        ({**KL, "teachers": ["minilmm"]}, "uses teacher 'minilmm', which is not defined; did you mean 'minilm'?"),
+    ],
+)
+def test_terms_that_cannot_work(term: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        needs(terms(NCE), terms(NCE, term))
+    assert message in str(raised.value)
+    if "no loss" not in message and "not defined" not in message:
+        assert str(raised.value).startswith("stages[1].terms[1]: ")
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"batching": "cluster"}, "batching 'cluster' needs cluster_by"),
+        ({"batching": "cluster", "cluster_by": "ce"}, "batching 'cluster' needs cluster_by"),
+        ({"filter": {"student_rank": [2, 15]}}, "filter reads the student's ranks; add mine"),
+        ({"filter": {"teacher": "colbert"}}, "filter uses teacher 'colbert', whose scores are not stored"),
+        ({"deny": {"teacher": "colbert"}}, "deny uses teacher 'colbert', whose scores are not stored"),
+        ({"mine": {"by": "nobody"}}, "mine.by is 'nobody'"),
+        ({"average": {"stages": [0]}}, "average.stages names a stage that is not before it"),
+        ({"regularizers": [{"name": "flops", "weight": 0.1}]}, "flops counts active vocabulary terms; a dense"),
+        ({"regularizers": [{"name": "flop", "weight": 0.1}]}, "did you mean 'flops'"),
+    ],
+)
+def test_stages_that_cannot_work(stage: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match="stages\\[0\\]|did you mean") as raised:
+        needs(terms(NCE, **stage))
+    assert message in str(raised.value)
+
+
+def test_the_first_stage_has_no_snapshot() -> None:
+    snapshot = {"loss": "kl", "teachers": ["snapshot"]}
+    with pytest.raises(InputError, match="the first stage has no snapshot"):
+        needs(terms(snapshot))
+    assert needs(terms(NCE), terms(snapshot)).candidates
+
+
+def test_a_cross_encoder_makes_no_vectors() -> None:
+    student = {"kind": "cross_encoder", "model": "m"}
+    for term in ({**NCE, "relation": "batch"}, {"loss": "embedding_mse", "teachers": ["minilm"]}):
+        with pytest.raises(InputError, match="makes no vectors, which"):
+            needs(terms(term), student=student)
+    with pytest.raises(InputError, match="a cross_encoder student cannot search"):
+        needs(terms(NCE, mine={"by": "student"}), student=student)
+
+
+def test_unbounded_regression_on_cosines() -> None:
+    student = {"kind": "dense", "model": "m", "normalize": True}
+    margin = {"loss": "margin_mse", "teachers": ["ce"]}
+    with pytest.raises(InputError, match="the student's scores are cosines"):
+        needs(terms(margin), student=student)
+    assert needs(terms({**margin, "normalize": "minmax"}), student=student).candidates
+    assert needs(terms(margin), student={**student, "normalize": False}).candidates
+
+
+def test_names_are_unique_and_not_taken() -> None:
+    for name, message in (("minilm", "two teachers are called 'minilm'"), ("student", "which names the student here")):
+        with pytest.raises(InputError, match=message):
+            recipe(terms(NCE), live=[{"name": name, "kind": "dense", "model": "m"}])
+
+
+def test_what_is_doubtful_is_a_warning() -> None:
+    _, warnings = check(recipe(terms({**KL, "interpolate": {}})))
+    assert warnings == [
+        "stages[0].terms[0]: interpolate mixes teacher and student scores, whose scales may differ; normalize."
+    ]
+    assert not check(recipe(terms({**KL, "interpolate": {}, "normalize": "zscore"})))[1]
+
+
+def test_what_stages_need() -> None:
+    imitate = {"loss": "embedding_mse", "teachers": ["minilm"]}
+    found = needs(terms(imitate), terms({**imitate, "side": "document"}))
+    assert (found.candidates, found.documents, found.labels) == (False, True, False)
+    assert (found.query_vectors, found.document_vectors) == ({"minilm"}, {"minilm"})
+    assert not needs(terms(imitate)).documents
+    assert needs(terms(NCE)).labels
+    assert needs(terms(NCE)).candidates
+    assert not needs(terms({**NCE, "relation": "cross", "teachers": ["minilm"]})).labels
+    full = needs(terms({**KL, "teachers": ["minilm"], "relation": "batch"}))
+    assert (full.candidates, full.query_vectors, full.document_vectors) == (True, {"minilm"}, {"minilm"})
+    assert needs(terms({**KL, "teachers": ["colbert"], "relation": "batch"})).live == {"colbert"}
+    assert needs(terms({**NCE, "of": "tutor"})).live == {"tutor"}
+    assert needs(terms(NCE, batching="cluster", cluster_by="minilm")).query_vectors == {"minilm"}
+    assert needs(terms(KL, deny={"teacher": "ce"})).labels

@@ -1,0 +1,43 @@
+"""Trains a tiny student and saves weights and log; run by test_processes, alone or under torchrun.
+
+python train_tiny.py MODEL OUT RECIPE    with RECIPE one of `STAGES`
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_loop import FUSED, IN_BATCH, MARGIN, make_trainset, stage_of  # the train set of the loop's own tests
+
+from retrieval_kd.gather import process
+from retrieval_kd.recipe import Regularizer, Term, Training
+from retrieval_kd.students import dense
+from retrieval_kd.train.loop import train
+
+PENALTY = Regularizer(name="flops", side="both", weight=0.3)
+QUEUED = Term(loss="info_nce", relation="cross", teachers=("a",), queue=7, temperature=0.5)
+STAGES = {
+    "own": stage_of(MARGIN, FUSED, steps=8, batch_size=5, candidates=4),
+    "batch": stage_of(IN_BATCH, steps=8, batch_size=5, candidates=3, regularizers=(PENALTY,)),
+    "cached": stage_of(IN_BATCH, QUEUED, steps=8, batch_size=5, candidates=3, gradient_caching=True),
+}
+
+
+def main(model: str, out: str, recipe: str) -> None:
+    """Train and save."""
+    torch.set_num_threads(1)
+    student = dense.load(dense.Options(model=model, normalize=True))
+    settings = Training(seed=4, checkpoint_steps=3, micro_batch=2)
+    log = train(student, make_trainset(student), STAGES[recipe], settings, Path(out), recipe)
+    if process()[0] == 0:
+        torch.save((student.state_dict(), log), Path(out) / "weights.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
