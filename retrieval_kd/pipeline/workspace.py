@@ -46,7 +46,7 @@ class Workspace:
                 options("teachers", source)
         options("students", self.recipe.student)
         for term in (term for stage in self.recipe.stages for term in stage.terms) if self.reranks else ():
-            if term.relation == "batch" or find_loss(term.loss)[0] == "vectors":
+            if term.relation == "batch" or find_loss(term.loss).of == "vectors":
                 raise InputError(f"{recipe}: a cross_encoder student makes no vectors, which {term.loss} needs here.")
         options("index", self.recipe.index)
         write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrieval_kd.losses import find_loss, takes
+from retrieval_kd.losses import Loss, find_loss
 from retrieval_kd.recipe import Stage, Term
 from retrieval_kd.students import Outputs
 from retrieval_kd.targets import fuse
@@ -42,34 +42,37 @@ def needs(stages: Sequence[Stage]) -> Needs:
     for number, stage in enumerate(stages):
         for place, term in enumerate(stage.terms):
             where = f"stages[{number}].terms[{place}]"
-            family, loss = find_loss(term.loss)
-            _check(term, family, takes(loss, "temperature"), takes(loss, "teacher_temperature"), where)
-            candidates |= family != "vectors"
-            labels |= family == "labels"
-            if family == "vectors":
+            loss = find_loss(term.loss)
+            _check(term, loss, where)
+            candidates |= loss.of == "scores"
+            labels |= "positive" in loss.needs
+            if loss.of == "vectors":
                 (queries if term.side == "query" else documents).update(term.teachers)
     return Needs(candidates, labels, frozenset(queries), frozenset(documents))
 
 
-def _check(term: Term, family: str, takes_temperature: bool, takes_teacher: bool, where: str) -> None:
-    if family == "scores" and not term.teachers:
+def _check(term: Term, loss: Loss, where: str) -> None:
+    scored = loss.of == "scores" and "teacher" in loss.needs
+    if "preference" in loss.needs:
+        raise InputError(f"{where}: {term.loss} learns from preferences between two documents, which are not stored.")
+    if scored and not term.teachers:
         raise InputError(f"{where}: {term.loss} compares with teachers; name them in `teachers`.")
-    if family == "labels" and term.teachers:
+    if "teacher" not in loss.needs and term.teachers:
         raise InputError(f"{where}: {term.loss} learns from labels alone; it takes no `teachers`.")
-    if family == "vectors" and len(term.teachers) != 1:
+    if loss.of == "vectors" and len(term.teachers) != 1:
         raise InputError(f"{where}: {term.loss} imitates the vectors of exactly one teacher, not {len(term.teachers)}.")
-    if term.relation == "batch" and family != "labels":
+    if term.relation == "batch" and "teacher" in loss.needs:
         raise InputError(
             f"{where}: {term.loss} with relation 'batch' would need teacher scores for other queries' candidates, "
             "which are not stored; use relation 'own'."
         )
-    if term.temperature != 1.0 and not takes_temperature:
+    if term.temperature != 1.0 and "temperature" not in loss.options:
         raise InputError(f"{where}: {term.loss} has no temperature; use `scale` to stretch its target.")
-    if term.teacher_temperature is not None and not takes_teacher:
+    if term.teacher_temperature is not None and "teacher_temperature" not in loss.options:
         raise InputError(f"{where}: {term.loss} has no teacher_temperature.")
-    if (term.normalize != "none" or term.scale != 1.0) and family != "scores":
+    if (term.normalize != "none" or term.scale != 1.0) and not scored:
         raise InputError(f"{where}: `normalize` and `scale` change teacher scores; {term.loss} reads none.")
-    if len(term.teachers) > 1 and term.normalize == "none" and family == "scores":
+    if len(term.teachers) > 1 and term.normalize == "none" and scored:
         raise InputError(
             f"{where}: scores of {len(term.teachers)} teachers are averaged as they are, though their scales "
             "differ; set normalize = 'minmax' or 'zscore'."
@@ -78,30 +81,33 @@ def _check(term: Term, family: str, takes_temperature: bool, takes_teacher: bool
 
 def loss_of(term: Term, outputs: Outputs, drawn: Draw, trainset: TrainSet) -> Tensor:
     """The unweighted value of one term for one batch."""
-    family, loss = find_loss(term.loss)
-    options: dict[str, Any] = {}
-    if takes(loss, "temperature"):
-        options["temperature"] = term.temperature
-    if takes(loss, "teacher_temperature"):
-        options["teacher_temperature"] = term.teacher_temperature
-    if family == "vectors":
+    loss = find_loss(term.loss)
+    given: dict[str, Any] = {
+        option: getattr(term, option)
+        for option in ("temperature", "teacher_temperature")
+        if option in loss.options and option in term.model_fields_set
+    }
+    if loss.of == "vectors":
         student = outputs.queries if term.side == "query" else outputs.documents
         known = trainset.query_vectors if term.side == "query" else trainset.document_vectors
         places = drawn.queries if term.side == "query" else drawn.rows
         if student is None:
             raise InputError(f"{term.loss} needs a student that makes vectors; this one scores pairs.")
-        return loss(student, _tensor(known[term.teachers[0]][places], student), **options)
-    exists = torch.from_numpy(drawn.columns >= 0).to(outputs.scores.device)
-    if family == "labels":
-        if term.relation == "own":
-            return loss(outputs.scores, _positive(drawn, trainset).to(exists.device), exists, **options)
-        return loss(*_in_batch(outputs, drawn, trainset), **options)
-    teachers = [list(trainset.teachers).index(name) for name in term.teachers]
-    assert trainset.scores is not None
-    lists = np.stack([trainset.scores[teacher, drawn.queries] for teacher in teachers])  # (T, B, K)
-    target = np.take_along_axis(fuse(lists, term.normalize, term.shares, term.scale), drawn.places, axis=1)
-    valid = exists & torch.from_numpy(np.isfinite(target)).to(exists.device)
-    return loss(outputs.scores, _tensor(target, outputs.scores), valid, **options)
+        return loss.function(student, _tensor(known[term.teachers[0]][places], student), **given)
+    if term.relation == "batch":
+        scores, positive, valid = _in_batch(outputs, drawn, trainset)
+        return loss.function(scores, positive=positive, valid=valid, **given)
+    valid = torch.from_numpy(drawn.columns >= 0).to(outputs.scores.device)
+    if "positive" in loss.needs:
+        given["positive"] = _positive(drawn, trainset).to(valid.device)
+    if "teacher" in loss.needs:
+        teachers = [list(trainset.teachers).index(name) for name in term.teachers]
+        assert trainset.scores is not None
+        lists = np.stack([trainset.scores[teacher, drawn.queries] for teacher in teachers])  # (T, B, K)
+        target = np.take_along_axis(fuse(lists, term.normalize, term.shares, term.scale), drawn.places, axis=1)
+        valid = valid & torch.from_numpy(np.isfinite(target)).to(valid.device)
+        given["teacher"] = _tensor(target, outputs.scores)
+    return loss.function(outputs.scores, valid=valid, **given)
 
 
 def _positive(drawn: Draw, trainset: TrainSet) -> Tensor:
