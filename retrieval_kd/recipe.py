@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from retrieval_kd.extras import missing_extra
-from retrieval_kd.types import InputError
+from retrieval_kd.types import ORIGINAL, InputError
 
 T = TypeVar("T", bound=BaseModel)
 Positive = Annotated[int, Field(ge=1)]
@@ -42,6 +42,79 @@ class Component(BaseModel):
     def options(self) -> dict[str, Any]:
         """The keys that belong to the module."""
         return dict(self.model_extra or {})
+
+
+def _has_place(template: str) -> str:
+    if "{text}" not in template:
+        raise ValueError(f"the template {template!r} has no place for the text, written {{text}}")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_has_place)]
+
+
+class Rendering(Table):
+    """Which text a side reads: the names of renderings of the collection, and a template put around each text.
+
+    `original` is the text as it is; a BEIR folder has the renderings NAME of `queries.NAME.jsonl` and
+    `corpus.NAME.jsonl`, and `conversation`; `irds:ID` are the texts of another ir_datasets id. In the name of
+    a query rendering, `{split}` stands for the split that is read (`irds:neumarco/zh/{split}`).
+
+    A student may read several query renderings: its training queries are then repeated, once for each
+    name, with the same ids and judgements, while teachers read theirs; evaluation reads the first.
+    In a template, `{text}` is the text: "question: {text}", or "{text} {text}" for an echo.
+    """
+
+    query: str | tuple[str, ...] = ORIGINAL
+    document: str = ORIGINAL
+    query_template: Template = "{text}"
+    document_template: Template = "{text}"
+
+    @property
+    def query_names(self) -> tuple[str, ...]:
+        """The names of the query renderings, usually one."""
+        return (self.query,) if isinstance(self.query, str) else self.query
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Rendering:
+        if not self.query_names or len(set(self.query_names)) < len(self.query_names):
+            raise ValueError(f"query = {list(self.query_names)} must name at least one rendering, and each once")
+        return self
+
+
+def _reads_one(render: Rendering) -> Rendering:
+    if len(render.query_names) > 1:
+        raise ValueError(
+            f"query names {len(render.query_names)} renderings, which only a student can read; give one of them"
+        )
+    return render
+
+
+def _without_template(render: Rendering) -> Rendering:
+    if render.query_template != "{text}" or render.document_template != "{text}":
+        raise ValueError(
+            "a student has no templates, which would be lost where it is loaded or served by itself; use its "
+            "query_prompt and document_prompt, which are saved and exported with it"
+        )
+    return render
+
+
+class Student(Component):
+    """The student: its kind, the kind's options, and the texts that it reads in training, evaluation and index."""
+
+    render: Annotated[Rendering, AfterValidator(_without_template)] = Rendering()
+
+
+class Source(Component):
+    """A source of candidates: `run`, or a kind of teacher that can search, and the texts that it reads."""
+
+    render: Annotated[Rendering, AfterValidator(_reads_one)] = Rendering()
+
+    @model_validator(mode="after")
+    def _run_reads_nothing(self) -> Source:
+        if self.kind == "run" and self.render != Rendering():
+            raise ValueError("a run file holds results, so that it reads no texts; leave `render` out")
+        return self
 
 
 class PseudoQueries(Table):
@@ -73,12 +146,12 @@ class RunFiles(Table):
 class Candidates(Table):
     """Where a query's candidate documents come from, and how many are kept."""
 
-    sources: Annotated[tuple[Component, ...], Field(min_length=1)] = (Component(kind="bm25"),)
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)] = (Source(kind="bm25"),)
     depth: Positive = 50
 
 
 class Teacher(Component):
-    """A teacher: its name in this recipe, its kind, and the kind's options.
+    """A teacher: its name in this recipe, its kind, the kind's options, and the texts that it reads.
 
     `trained_by` names another recipe, beside this one, whose student is the teacher's model: it is
     run first.
@@ -86,6 +159,7 @@ class Teacher(Component):
 
     name: Name
     trained_by: str | None = None
+    render: Annotated[Rendering, AfterValidator(_reads_one)] = Rendering()
 
 
 class Ramp(Table):
@@ -170,7 +244,7 @@ class Recipe(Table):
     data: Data
     candidates: Candidates = Candidates()
     teachers: tuple[Teacher, ...] = ()
-    student: Component
+    student: Student
     training: Training = Training()
     stages: tuple[Stage, ...] = ()
     index: Component = Component(kind="faiss")
@@ -185,6 +259,11 @@ class Recipe(Table):
             raise ValueError(f"evaluation.shares has {given} shares for {len(names)} teachers; give one for each")
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two teachers are called {sorted(doubled)[0]!r}; names are unique")
+        readers = {f"teacher {teacher.name!r}": teacher.render for teacher in self.teachers}
+        readers |= {f"candidate source {source.kind!r}": source.render for source in self.candidates.sources}
+        for reader, render in {**readers, "the student": self.student.render}.items():
+            if self.data.pseudo_queries and render.query_names != (ORIGINAL,):
+                raise ValueError(f"data.pseudo_queries have no other renderings, and {reader} reads {render.query!r}")
         for number, stage in enumerate(self.stages):
             for name in [name for term in stage.terms for name in term.teachers]:
                 if name not in names:
