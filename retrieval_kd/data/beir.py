@@ -77,7 +77,7 @@ def read_conversations(path: Path) -> dict[str, str]:
     for number, record in _read_records(path):
         turns = record.get("turns")
         said = [turn.get("text") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-        query_id, spoken = record.get("_id"), [text for text in said if isinstance(text, str)]
+        query_id, spoken = record.get("_id"), [text.strip() for text in said if isinstance(text, str)]
         if not isinstance(query_id, str) or not spoken or len(spoken) < len(turns or []):
             raise InputError(
                 f"{path}:{number}: expected a conversation such as "

@@ -16,7 +16,10 @@ from retrieval_kd.types import ORIGINAL, Collection, InputError
 
 TURNS = [
     {"_id": "q1", "turns": [{"speaker": "user", "text": "what do they eat?"}]},
-    {"_id": "q2", "turns": [{"speaker": "user", "text": "a"}, {"speaker": "agent", "text": "b"}, {"text": "where?"}]},
+    {
+        "_id": "q2",
+        "turns": [{"speaker": "user", "text": "a"}, {"speaker": "agent", "text": " b\n"}, {"text": "where?"}],
+    },
 ]
 
 
