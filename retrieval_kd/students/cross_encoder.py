@@ -18,6 +18,9 @@ from retrieval_kd.students import Batch, Outputs
 from retrieval_kd.towers import Side, pad
 from retrieval_kd.weights import locate_model
 
+TEACHER = "cross_encoder"  # the kind that reads a saved student
+SEARCHES = False  # it re-ranks and nothing else
+
 Ids = NDArray[np.int32]
 
 
