@@ -18,8 +18,8 @@ from retrieval_kd.extras import EXTRA_OF
 PACKAGE = Path(retrieval_kd.__file__).parent
 LAYERS = [
     {"types", "files", "extras", "recipe", "progress", "weights", "__init__"},
-    {"losses", "targets", "schedules", "metrics", "pseudo_queries"},
-    {"data", "store", "teachers", "students", "index", "encoder", "towers", "gather"}
+    {"losses", "targets", "schedules", "metrics", "pseudo_queries", "gather"},
+    {"data", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"lora", "pair_head", "pooling", "token_vectors"},
     {"candidates", "scoring", "trainset", "train", "evaluate", "export", "report"},
     {"pipeline"},
