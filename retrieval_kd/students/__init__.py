@@ -46,7 +46,8 @@ class Outputs:
     """What a student makes of a batch: scores of the candidates and, from one that encodes sides apart, the rest.
 
     Shapes: scores (B, C), 0 where there is no candidate; grid (B, U), every query against every document;
-    queries (B, D) and documents (U, D), where a text has one vector. `layers` are the same for each layer, first to last, when the batch asks for them.
+    queries (B, D) and documents (U, D), where a text has one vector. `layers` are the same for each layer, first to
+    last, when the batch asks for them.
     """
 
     scores: Tensor

@@ -1,6 +1,6 @@
 """Trains a tiny student and saves weights and log; run by test_processes, alone or under torchrun.
 
-python train_tiny.py MODEL OUT RECIPE    with RECIPE one of `STAGES`
+python train_tiny.py MODEL OUT    trains each of `STAGES` into OUT
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ STAGES = {
 }
 
 
-def main(model: str, out: str, recipe: str) -> None:
+def run(model: str, out: Path, recipe: str) -> None:
     """Train and save."""
     torch.set_num_threads(1)
     student = dense.load(dense.Options(model=model, normalize=True))
     settings = Training(seed=4, checkpoint_steps=3, micro_batch=2)
-    log = train(student, make_trainset(student), STAGES[recipe], settings, Path(out), recipe)
+    log = train(student, make_trainset(student), STAGES[recipe], settings, out / recipe, recipe)
     if process()[0] == 0:
-        torch.save((student.state_dict(), log), Path(out) / "weights.pt")
+        torch.save((student.state_dict(), log), out / recipe / "weights.pt")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for name in STAGES:
+        run(sys.argv[1], Path(sys.argv[2]), name)
