@@ -18,7 +18,7 @@ from retrieval_kd.extras import EXTRA_OF
 PACKAGE = Path(retrieval_kd.__file__).parent
 LAYERS = [
     {"types", "files", "extras", "recipe", "progress", "weights", "__init__"},
-    {"losses", "targets", "schedules", "metrics", "pseudo_queries"},
+    {"losses", "targets", "regularizers", "schedules", "metrics", "pseudo_queries"},
     {"data", "store", "teachers", "students", "index", "encoder", "towers"},
     {"candidates", "scoring", "trainset", "train", "evaluate", "export", "report"},
     {"pipeline"},
