@@ -44,7 +44,7 @@ def test_two_processes_equal_one(recipe: str, model: Path, shared: Path, tmp_pat
     alone, alone_log = torch.load(tmp_path / recipe / "weights.pt")
     found, found_log = torch.load(shared / recipe / "weights.pt")
     untrained = dense.load(dense.Options(model=str(model), normalize=True)).state_dict()
-    assert any((tensor - untrained[name]).abs().max() > 1e-3 for name, tensor in alone.items())
+    assert any((tensor - untrained[name]).abs().max() > 1e-4 for name, tensor in alone.items())
     for name, tensor in alone.items():
         if not name.endswith("key.bias"):  # without effect, as it adds one number to a whole row of a softmax: Adam
             torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)  # makes steps of its rounding errors

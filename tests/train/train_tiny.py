@@ -21,11 +21,12 @@ from retrieval_kd.students import dense
 from retrieval_kd.train.loop import train
 
 PENALTY = Regularizer(name="flops", side="both", weight=0.3)
+SETTINGS = {"steps": 8, "batch_size": 5, "learning_rate": 1e-4}
 QUEUED = Term(loss="info_nce", relation="cross", teachers=("a",), queue=7, temperature=0.5)
 STAGES = {
-    "own": stage_of(MARGIN, FUSED, steps=8, batch_size=5, candidates=4),
-    "batch": stage_of(IN_BATCH, steps=8, batch_size=5, candidates=3, regularizers=(PENALTY,)),
-    "cached": stage_of(IN_BATCH, QUEUED, steps=8, batch_size=5, candidates=3, gradient_caching=True),
+    "own": stage_of(MARGIN, FUSED, candidates=4, **SETTINGS),
+    "batch": stage_of(IN_BATCH, candidates=3, regularizers=(PENALTY,), **SETTINGS),
+    "cached": stage_of(IN_BATCH, QUEUED, candidates=3, gradient_caching=True, **SETTINGS),
 }
 
 
