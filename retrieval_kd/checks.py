@@ -13,7 +13,6 @@ from retrieval_kd.types import InputError
 
 HAS_VECTORS = {"bi_encoder"}  # kinds of cached teachers whose vectors are kept
 UNBOUNDED = {"margin_mse", "margin_mse_all", "mse", "huber"}  # regressions on scores as they are
-DISTRIBUTIONS = {"normalize": ("minmax", "zscore", "rank")}
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,16 @@ def _check_stage(recipe: Recipe, number: int, stage: Stage, kinds: dict[str, str
     for key, teacher in (("deny", stage.deny), ("filter", stage.filter)):
         if teacher is not None and teacher.teacher is not None and teacher.teacher not in kinds:
             raise InputError(f"{where}.{key} uses teacher {teacher.teacher!r}, whose scores are not stored.")
-    if stage.batching == "cluster" and (
-        stage.cluster_by is None or kinds.get(stage.cluster_by) not in HAS_VECTORS
-    ):
+    if stage.batching == "cluster" and (stage.cluster_by is None or kinds.get(stage.cluster_by) not in HAS_VECTORS):
         raise InputError(f"{where}: batching 'cluster' needs cluster_by, the name of a bi_encoder teacher.")
     if stage.sampling == "bins" and not kinds:
         raise InputError(f"{where}: sampling 'bins' goes by a teacher's margins; define a teacher.")
     if stage.filter and stage.filter.student_rank and (stage.mine is None or stage.mine.by != "student"):
         raise InputError(f"{where}.filter reads the student's ranks; add mine = {{ by = 'student' }}.")
     if stage.mine and stage.mine.by not in ("student", *kinds):
-        raise InputError(f"{where}.mine.by is {stage.mine.by!r}; it is the student or a teacher{_near(stage.mine.by, known)}")
+        raise InputError(
+            f"{where}.mine.by is {stage.mine.by!r}; it is the student or a teacher{_near(stage.mine.by, known)}"
+        )
     if stage.mine and stage.mine.by == "student" and recipe.student.kind in ("cross_encoder", "pair_head"):
         raise InputError(f"{where}.mine: a {recipe.student.kind} student cannot search; mine by a teacher that can.")
     if stage.average and any(not 0 <= other < number for other in stage.average.stages):
@@ -103,9 +102,7 @@ def _check_stage(recipe: Recipe, number: int, stage: Stage, kinds: dict[str, str
             )
 
 
-def _check_term(
-    recipe: Recipe, number: int, term: Term, loss: Loss, where: str, kinds: dict[str, str]
-) -> list[str]:
+def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str, kinds: dict[str, str]) -> list[str]:
     """Raise InputError for what cannot work; return warnings for what is doubtful."""
     warnings: list[str] = []
     live = {one.name: one for one in recipe.live}
@@ -149,8 +146,12 @@ def _check_term(
     shaped = term.normalize != "none" or term.scale != 1.0 or term.soften or term.interpolate or term.select
     if shaped and "teacher" not in loss.needs:
         raise InputError(f"{where}: `normalize`, `scale` and the like change teacher scores; {term.loss} reads none.")
-    if term.row_weights != "none" and "row_weights" not in loss.options | dict.fromkeys(loss.needs):
-        raise InputError(f"{where}: {term.loss} does not weigh rows.")
+    if term.row_weights != "none" and "teacher" not in loss.needs:
+        raise InputError(f"{where}: row_weights go by teacher and student; {term.loss} has no teacher.")
+    if "preference" in loss.needs and len(term.teachers) != 1:
+        raise InputError(
+            f"{where}: {term.loss} reads the preferences of exactly one teacher, not {len(term.teachers)}."
+        )
     if len(term.teachers) > 1 and term.normalize == "none" and "teacher" in loss.needs:
         raise InputError(
             f"{where}: scores of {len(term.teachers)} teachers are averaged as they are, though their scales "
@@ -160,7 +161,7 @@ def _check_term(
         raise InputError(f"{where}: select chooses among teachers; name at least two.")
     if term.layers and (len(term.teachers) != 1 or term.teachers[0] not in live):
         raise InputError(f"{where}: layers are those of one live teacher; stored scores have none.")
-    if not term.detach and (len(term.teachers) != 1 or shaped and term.scale == 1.0 or cached):
+    if not term.detach and (len(term.teachers) != 1 or (shaped and term.scale == 1.0) or cached):
         raise InputError(
             f"{where}: detach = false trains the teacher through the term; it takes one live teacher or the "
             "student, as it is: stored scores cannot be trained."

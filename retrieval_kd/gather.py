@@ -57,7 +57,7 @@ def encode_sorted(
 
 def gather(rows: Tensor) -> Tensor:
     """The rows (n, ...) of every process end to end; the gradient goes to this process's rows alone."""
-    return rows if process()[1] == 1 else cast(Tensor, _Gather.apply(rows))
+    return rows if process()[1] == 1 else cast(Tensor, cast(Any, _Gather).apply(rows))
 
 
 class _Gather(torch.autograd.Function):
@@ -68,7 +68,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(pieces)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         rank, world = process()
         return gradient.chunk(world)[rank]
 
@@ -83,5 +83,6 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    for gradient, piece in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, piece in zip(gradients, torch.split(flat, sizes), strict=True):
         gradient.copy_(piece.view_as(gradient))

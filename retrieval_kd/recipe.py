@@ -15,16 +15,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from retrieval_kd.extras import missing_extra
 from retrieval_kd.methods import apply_method, expand_teachers
-from retrieval_kd.types import InputError
+from retrieval_kd.types import ORIGINAL, InputError
 
 T = TypeVar("T", bound=BaseModel)
 Positive = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 Precision = Literal["fp32", "bf16"]
+Normalize = Literal["none", "minmax", "zscore", "log_odds", "rank"]
 
 
 class Table(BaseModel):
@@ -43,6 +44,79 @@ class Component(BaseModel):
     def options(self) -> dict[str, Any]:
         """The keys that belong to the module."""
         return dict(self.model_extra or {})
+
+
+def _has_place(template: str) -> str:
+    if "{text}" not in template:
+        raise ValueError(f"the template {template!r} has no place for the text, written {{text}}")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_has_place)]
+
+
+class Rendering(Table):
+    """Which text a side reads: the names of renderings of the collection, and a template put around each text.
+
+    `original` is the text as it is; a BEIR folder has the renderings NAME of `queries.NAME.jsonl` and
+    `corpus.NAME.jsonl`, and `conversation`; `irds:ID` are the texts of another ir_datasets id. In the name of
+    a query rendering, `{split}` stands for the split that is read (`irds:neumarco/zh/{split}`).
+
+    A student may read several query renderings: its training queries are then repeated, once for each
+    name, with the same ids and judgements, while teachers read theirs; evaluation reads the first.
+    In a template, `{text}` is the text: "question: {text}", or "{text} {text}" for an echo.
+    """
+
+    query: str | tuple[str, ...] = ORIGINAL
+    document: str = ORIGINAL
+    query_template: Template = "{text}"
+    document_template: Template = "{text}"
+
+    @property
+    def query_names(self) -> tuple[str, ...]:
+        """The names of the query renderings, usually one."""
+        return (self.query,) if isinstance(self.query, str) else self.query
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Rendering:
+        if not self.query_names or len(set(self.query_names)) < len(self.query_names):
+            raise ValueError(f"query = {list(self.query_names)} must name at least one rendering, and each once")
+        return self
+
+
+def _reads_one(render: Rendering) -> Rendering:
+    if len(render.query_names) > 1:
+        raise ValueError(
+            f"query names {len(render.query_names)} renderings, which only a student can read; give one of them"
+        )
+    return render
+
+
+def _without_template(render: Rendering) -> Rendering:
+    if render.query_template != "{text}" or render.document_template != "{text}":
+        raise ValueError(
+            "a student has no templates, which would be lost where it is loaded or served by itself; use its "
+            "query_prompt and document_prompt, which are saved and exported with it"
+        )
+    return render
+
+
+class Student(Component):
+    """The student: its kind, the kind's options, and the texts that it reads in training, evaluation and index."""
+
+    render: Annotated[Rendering, AfterValidator(_without_template)] = Rendering()
+
+
+class Source(Component):
+    """A source of candidates: `run`, or a kind of teacher that can search, and the texts that it reads."""
+
+    render: Annotated[Rendering, AfterValidator(_reads_one)] = Rendering()
+
+    @model_validator(mode="after")
+    def _run_reads_nothing(self) -> Source:
+        if self.kind == "run" and self.render != Rendering():
+            raise ValueError("a run file holds results, so that it reads no texts; leave `render` out")
+        return self
 
 
 class PseudoQueries(Table):
@@ -69,17 +143,18 @@ class RunFiles(Table):
 
     train: Path | None = None
     test: Path | None = None
+    validation: Path | None = None
 
 
 class Candidates(Table):
     """Where a query's candidate documents come from, and how many are kept."""
 
-    sources: Annotated[tuple[Component, ...], Field(min_length=1)] = (Component(kind="bm25"),)
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)] = (Source(kind="bm25"),)
     depth: Positive = 50
 
 
 class Teacher(Component):
-    """A teacher: its name in this recipe, its kind, and the kind's options.
+    """A teacher: its name in this recipe, its kind, the kind's options, and the texts that it reads.
 
     `trained_by` names another recipe, beside this one, whose student is the teacher's model: it is
     run first.
@@ -87,6 +162,7 @@ class Teacher(Component):
 
     name: Name
     trained_by: str | None = None
+    render: Annotated[Rendering, AfterValidator(_reads_one)] = Rendering()
 
 
 class Live(Component):
@@ -97,6 +173,7 @@ class Live(Component):
 
     name: Name
     trainable: bool = False
+    render: Annotated[Rendering, AfterValidator(_reads_one)] = Rendering()
 
 
 class Ramp(Table):
@@ -108,11 +185,11 @@ class Ramp(Table):
 
 
 class Soften(Table):
-    """An operator on the teacher's distribution over a list (`targets` has them): one of its keys."""
+    """Operators on the teacher's distribution over a list, each where it is given (`targets.soften_*`)."""
 
     power: Annotated[float | None, Field(gt=0)] = None  # temperature
     uniform_mix: Annotated[float | None, Field(ge=0, le=1)] = None  # share of the uniform distribution
-    topk: Positive | None = None  # the rest of the list shares its mass evenly
+    top: Positive | None = None  # so many keep their probability, the others share what is left evenly
 
 
 class Interpolate(Table):
@@ -166,7 +243,7 @@ class Term(Table):
     teachers: tuple[Name, ...] = ()  # "*" alone: all the recipe's teachers
     shares: tuple[Annotated[float, Field(ge=0)], ...] = ()
     select: Select | None = None
-    normalize: Literal["none", "minmax", "zscore", "log_odds", "rank"] = "none"
+    normalize: Normalize | tuple[Normalize, ...] = "none"  # one way for all teachers, or one for each
     soften: Soften | None = None
     interpolate: Interpolate | None = None
     scale: float = 1.0
@@ -186,6 +263,10 @@ class Term(Table):
 
     @model_validator(mode="after")
     def _shares_match(self) -> Term:
+        if not isinstance(self.normalize, str) and len(self.normalize) != len(self.teachers):
+            raise ValueError(
+                f"{len(self.normalize)} ways to normalize for {len(self.teachers)} teachers; give one for each"
+            )
         if self.shares and len(self.shares) != len(self.teachers):
             raise ValueError(f"{len(self.shares)} shares for {len(self.teachers)} teachers; give one for each")
         if self.shares and not sum(self.shares):
@@ -300,7 +381,7 @@ class Recipe(Table):
     candidates: Candidates = Candidates()
     teachers: tuple[Teacher, ...] = ()
     live: tuple[Live, ...] = ()
-    student: Component
+    student: Student
     training: Training = Training()
     stages: tuple[Stage, ...] = ()
     index: Component = Component(kind="faiss")
@@ -318,6 +399,11 @@ class Recipe(Table):
             raise ValueError(f"two teachers are called {sorted(doubled)[0]!r}; names are unique")
         if taken := {"student", "snapshot"} & set(every):
             raise ValueError(f"a teacher is called {sorted(taken)[0]!r}, which names the student here; rename it")
+        readers = {f"teacher {teacher.name!r}": teacher.render for teacher in self.teachers}
+        readers |= {f"candidate source {source.kind!r}": source.render for source in self.candidates.sources}
+        for reader, render in {**readers, "the student": self.student.render}.items():
+            if self.data.pseudo_queries and render.query_names != (ORIGINAL,):
+                raise ValueError(f"data.pseudo_queries have no other renderings, and {reader} reads {render.query!r}")
         return self
 
 
@@ -343,7 +429,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if "method" in table:
         table = apply_method(table, str(path))
     elif "stage" in table:
-        raise InputError(f"{path}: [stage] changes the stages of a `method`, and none is named; did you mean [[stages]]?")
+        raise InputError(
+            f"{path}: [stage] changes the stages of a `method`, and none is named; did you mean [[stages]]?"
+        )
     for override in late:
         _override(table, override)
     expand_teachers(table)

@@ -6,7 +6,13 @@ number returned is multiplied by a weight that grows from 0, as a sudden penalty
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable
+from typing import cast
+
 from torch import Tensor
+
+from retrieval_kd.types import InputError
 
 __all__ = ["anti_zero", "flops", "l1"]
 
@@ -50,3 +56,12 @@ def anti_zero(queries: Tensor, documents: Tensor) -> Tensor:
     Source: the trainer of naver/splade (`anti_zero`).
     """
     return queries.sum().square().reciprocal() + documents.sum().square().reciprocal()
+
+
+def find_regularizer(name: str) -> Callable[..., Tensor]:
+    """The function of the regularizer called `name`; InputError with the nearest name."""
+    if name not in __all__:
+        near = difflib.get_close_matches(name, __all__, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        raise InputError(f"there is no regularizer {name!r}{hint} known: {', '.join(__all__)}.")
+    return cast(Callable[..., Tensor], globals()[name])

@@ -55,7 +55,7 @@ def batch(scores: Tensor, columns: Tensor, positive: Tensor, others_only: bool =
 
 
 def gram(vectors: Tensor, texts: Tensor) -> Grid:
-    """Products of vectors with each other. Shapes: vectors (n, D); texts (n,), numbers that are equal for equal texts."""
+    """Products of vectors with each other. Shapes: vectors (n, D); texts (n,), equal numbers for equal texts."""
     different = texts[:, None] != texts[None, :]
     return Grid(vectors @ vectors.T, different, torch.zeros_like(different))
 

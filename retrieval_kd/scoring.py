@@ -142,7 +142,9 @@ def find_preferences(
         )
     width = max(map(len, lists), default=0)
     if not width:
-        raise InputError(f"teacher {name!r} has no stored preference among the candidates; import or ask for them first.")
+        raise InputError(
+            f"teacher {name!r} has no stored preference among the candidates; import or ask for them first."
+        )
     pairs = np.zeros((len(lists), width, 2), np.int32)
     chances = np.full((len(lists), width), np.nan, np.float32)
     for number, found in enumerate(lists):

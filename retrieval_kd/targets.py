@@ -116,11 +116,13 @@ def bradley_terry(preference: NDArray[np.floating], ridge: float = 0.01) -> NDAr
         bend = np.where(asked, chances * (1 - chances), 0.0)
         bend += bend.T
         step = np.linalg.solve(np.diag(bend.sum(1) + ridge) - bend, slope)
-        if np.abs(step).max(initial=0.0) < 1e-8:
-            break
-        while np.abs(step).max() > 1e-6 and value(scores + step) < value(scores):
+        while np.abs(step).max(initial=0.0) > 1e-6 and value(scores + step) < value(scores):
             step /= 2
         scores = scores + step
+        if np.abs(step).max(initial=0.0) < 1e-8:
+            break
+    else:
+        raise InputError(f"bradley_terry: no maximum found in 200 steps; raise the ridge, which is {ridge}.")
     return np.where((asked | asked.T).any(1), scores, np.nan)
 
 

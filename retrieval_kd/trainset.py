@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from retrieval_kd.files import read_json, write_json
 from retrieval_kd.types import Hits
 
-
 SIDES = ("query", "document")
 _ARRAYS = ("positive", "scores", "frozen", "preference_pairs", "preferences", "clusters")
 

@@ -6,7 +6,7 @@ batch, C candidates a query, T teachers, L tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,10 +67,36 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Texts of queries or documents by id, and where they were read, for messages."""
+
+    where: str
+    by_id: Mapping[str, str]
+
+    def of(self, ids: Sequence[str], what: str) -> list[str]:
+        """The texts of `ids`, in their order; InputError names the first (a `what`) that is missing."""
+        for missing in (id_ for id_ in ids if id_ not in self.by_id):
+            raise InputError(
+                f"{self.where} has no {what} {missing!r}, whose text is asked for; add it, or read another rendering."
+            )
+        return [self.by_id[id_] for id_ in ids]
+
+
+ReadTexts = Callable[[str], Texts]
+ORIGINAL = "original"  # the rendering that every collection has: its texts as they are
+
+
+def _has_none(name: str) -> Texts:
+    raise InputError(f"there is no rendering {name!r}: this collection has its texts as they are ({ORIGINAL!r}) alone.")
+
+
+@dataclass(frozen=True)
 class Collection:
     """Documents, and queries by split. A row is a position in `documents`.
 
-    `notes` are what a reader of results has to know about this copy of the collection
+    A rendering is another text of the same queries or documents, under the same ids: a translation, a
+    rewrite, a whole conversation. `read_queries` and `read_documents` read one by its name, when it is
+    asked for. `notes` are what a reader of results has to know about this copy of the collection
     (documents without text, judgements dropped), printed with every report.
     """
 
@@ -79,6 +105,8 @@ class Collection:
     documents: Sequence[str]
     splits: Mapping[str, Queries]
     notes: Sequence[str] = field(default=())
+    read_queries: ReadTexts = _has_none
+    read_documents: ReadTexts = _has_none
 
     def __len__(self) -> int:
         return len(self.document_ids)
@@ -90,3 +118,18 @@ class Collection:
                 f"collection {self.name!r} has no split {name!r}; it has {', '.join(sorted(self.splits)) or 'none'}."
             )
         return self.splits[name]
+
+    def query_texts(self, queries: Queries, rendering: str = ORIGINAL) -> Sequence[str]:
+        """The texts of `queries` in a rendering, which may lack other queries."""
+        return queries.texts if rendering == ORIGINAL else self.read_queries(rendering).of(queries.ids, "query")
+
+    def document_texts(self, rendering: str = ORIGINAL) -> Sequence[str]:
+        """The texts of all documents, by row, in a rendering, which must have these documents and no others."""
+        if rendering == ORIGINAL:
+            return self.documents
+        read = self.read_documents(rendering)
+        texts = read.of(self.document_ids, "document")
+        if len(read.by_id) > len(texts):
+            unknown = next(iter(read.by_id.keys() - set(self.document_ids)))
+            raise InputError(f"{read.where} has a document {unknown!r} that the collection {self.name!r} lacks.")
+        return texts

@@ -114,7 +114,9 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     cuda = arguments.device == "cuda"
     before = torch.cuda.memory_allocated() / 2**20 if cuda else _resident_mb()
     run()
-    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = (
+        torch.cuda.max_memory_allocated() / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
     return {"seconds": seconds[WARM:], "losses": losses, "peak_mb": peak - before}
 
 
@@ -173,7 +175,11 @@ def _theirs(
     arguments: argparse.Namespace, queries: list[str], documents: list[str], rows: np.ndarray, scores: np.ndarray
 ) -> tuple[Any, list[float], list[float]]:
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.sentence_transformer.losses import MarginMSELoss
     from torch.nn import Dropout

@@ -99,7 +99,7 @@ def test_terms_that_cannot_work(term: dict[str, Any], message: str) -> None:
     ],
 )
 def test_stages_that_cannot_work(stage: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match="stages\\[0\\]|did you mean") as raised:
+    with pytest.raises(InputError, match=r"stages\[0\]|did you mean") as raised:
         needs(terms(NCE, **stage))
     assert message in str(raised.value)
 

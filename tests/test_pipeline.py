@@ -18,9 +18,7 @@ from retrieval_kd import pipeline
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.files import read_json
 from retrieval_kd.pipeline import Workspace
-from retrieval_kd.recipe import Stage, Term
 from retrieval_kd.teachers.bi_encoder import BiEncoder
-from retrieval_kd.train.terms import needs
 from retrieval_kd.types import InputError
 
 RECIPE = """

@@ -14,7 +14,7 @@ import pytest
 
 import retrieval_kd
 from retrieval_kd.extras import EXTRA_OF, missing_extra
-from retrieval_kd.recipe import Component, Recipe, kind_module, kinds, load_recipe, options, parse
+from retrieval_kd.recipe import Component, Recipe, Rendering, kind_module, kinds, load_recipe, options, parse
 from retrieval_kd.types import InputError
 
 PACKAGE = Path(retrieval_kd.__file__).parent
@@ -107,6 +107,48 @@ def test_a_good_recipe(write: Write) -> None:
         ("terms = [{ loss", "terms = []\nother = [{ loss", "stages.0.terms: Tuple should have at least 1 item"),
         ("[data]", "[evaluation]\nshares = [1.0]\n[data]", "evaluation.shares has 1 shares for 2 teachers"),
         ("[student]", "[student", "not valid TOML"),
+        (
+            "[student]",
+            "[student]\nrender = { qeury = 'de' }",
+            "unknown key 'student.render.qeury'; did you mean 'query'?",
+        ),
+        (
+            "[student]",
+            "[student]\nrender = { query = [] }",
+            "student.render: query = [] must name at least one rendering",
+        ),
+        ("[student]", "[student]\nrender = { query = ['a', 'a'] }", "query = ['a', 'a'] must name at least one"),
+        ("[student]", "[student]\nrender = { query_template = '{text} {text}' }", "a student has no templates, which"),
+        (
+            "[student]",
+            "[student]\nrender = { document_template = 'd: {text}' }",
+            "query_prompt and document_prompt, which",
+        ),
+        (
+            "[[teachers]]",
+            "[[teachers]]\nrender = { query = ['a', 'b'] }",
+            "teachers.0.render: query names 2 renderings, which",
+        ),
+        (
+            "[[teachers]]",
+            "[[teachers]]\nrender = { query_template = 'q' }",
+            "the template 'q' has no place for the text",
+        ),
+        (
+            "[data]",
+            "[candidates]\nsources = [{ kind = 'bm25', render = { query = ['a', 'b'] } }]\n[data]",
+            "candidates.sources.0.render: query names 2 renderings, which only a student can read",
+        ),
+        (
+            "[data]",
+            "[candidates]\nsources = [{ kind = 'run', render = { query = 'a' } }]\n[data]",
+            "candidates.sources.0: a run file holds results, so that it reads no texts; leave `render` out",
+        ),
+        (
+            "[[teachers]]",
+            "[data.pseudo_queries]\n[[teachers]]\nrender = { query = 'de' }",
+            "data.pseudo_queries have no other renderings, and teacher 'bm25' reads 'de'",
+        ),
     ],
 )
 def test_mistakes_are_named(write: Write, old: str, new: str, message: str) -> None:
@@ -115,6 +157,18 @@ def test_mistakes_are_named(write: Write, old: str, new: str, message: str) -> N
     found = refused(path)
     assert found.startswith(f"{path}: ")
     assert message in found
+
+
+def test_renderings_are_no_options_of_a_kind(write: Write) -> None:
+    recipe = load_recipe(write(GOOD))
+    assert {reader.render for reader in (recipe.student, *recipe.teachers, *recipe.candidates.sources)} == {Rendering()}
+    assert Rendering().query_names == ("original",)
+    recipe = load_recipe(write(GOOD.replace("[student]", "[student]\nrender = { query = ['original', 'de'] }")))
+    assert recipe.student.render.query_names == ("original", "de")
+    assert "render" not in recipe.student.options
+    assert parse(Recipe, recipe.model_dump(mode="json"), "again") == recipe
+    recipe = load_recipe(write(GOOD), ["teachers.0.render.query=rewrite", "student.render.document=de"])
+    assert (recipe.teachers[0].render.query, recipe.student.render.document) == ("rewrite", "de")
 
 
 def test_ramps_have_their_own_keys(write: Write) -> None:

@@ -1,19 +1,31 @@
-"""BEIR folders: corpus.jsonl, queries.jsonl, qrels/{split}.tsv."""
+"""BEIR folders: corpus.jsonl, queries.jsonl, qrels/{split}.tsv; and renderings, read when asked for.
+
+queries.NAME.jsonl, corpus.NAME.jsonl   the rendering NAME: other texts under the same ids
+conversations.jsonl                     the rendering `conversation` of queries
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from retrieval_kd.files import read_lines
-from retrieval_kd.types import Collection, InputError, Queries
+from retrieval_kd.types import Collection, InputError, Queries, Texts
+
+CONVERSATION = "conversation"
+TURN_BREAK = " [SEP] "
 
 
-def load_beir(folder: Path, allow_unknown_qrels: bool = False) -> Collection:
+def load_beir(
+    folder: Path, splits: Sequence[str] = ("train", "dev", "test"), allow_unknown_qrels: bool = False
+) -> Collection:
     """Read a BEIR folder; a document's text is its title, a space, and its text.
 
-    The queries of a split are those judged in `qrels/{split}.tsv`; a file
-    `queries.{split}.jsonl` without such judgements is a split for label-free distillation.
+    The queries of a split are those judged in `qrels/{split}.tsv`. One of `splits` without such
+    judgements is read from `queries.{split}.jsonl`, where there is one, for label-free distillation; no
+    other file of that kind is opened, as it may be a rendering.
     Documents without any text keep their row and are counted in `notes`. With
     `allow_unknown_qrels`, judgements of absent documents are dropped and counted; otherwise they
     are an InputError, as are bad lines, doubled ids and unknown queries.
@@ -23,34 +35,64 @@ def load_beir(folder: Path, allow_unknown_qrels: bool = False) -> Collection:
     notes = [f"read from {folder}"]
     if empty := sum(not text for text in documents.values()):
         notes.append(f"{empty} documents have no text; they keep their rows.")
-    splits: dict[str, Queries] = {}
+    found: dict[str, Queries] = {}
     queries = read_texts(folder / "queries.jsonl")
     for path in sorted((folder / "qrels").glob("*.tsv")):
         judged, unknown = _read_qrels(path, queries, row_of, allow_unknown_qrels)
         if unknown:
             notes.append(f"{path.name}: {unknown} judgements name absent documents and were dropped.")
         ids = [query_id for query_id in queries if query_id in judged]
-        splits[path.stem] = Queries(
-            ids, [queries[query_id] for query_id in ids], [judged[query_id] for query_id in ids]
-        )
-    for path in sorted(folder.glob("queries.*.jsonl")):
-        name = path.name.removeprefix("queries.").removesuffix(".jsonl")
-        if name not in splits:
-            found = read_texts(path)
-            splits[name] = Queries(list(found), list(found.values()))
-    return Collection(folder.name, list(documents), list(documents.values()), splits, notes)
+        found[path.stem] = Queries(ids, [queries[query_id] for query_id in ids], [judged[query_id] for query_id in ids])
+    for name in splits:
+        path = folder / f"queries.{name}.jsonl"
+        if name not in found and path.is_file():
+            unjudged = read_texts(path)
+            found[name] = Queries(list(unjudged), list(unjudged.values()))
+    return Collection(folder.name, list(documents), list(documents.values()), found, notes)
+
+
+def read_rendering(folder: Path, stem: Literal["queries", "corpus"], name: str) -> Texts:
+    """Read the rendering `name` of a folder's queries or documents."""
+    path = folder / f"{stem}.{name}.jsonl"
+    if path.is_file():
+        return Texts(str(path), read_texts(path, with_title=stem == "corpus"))
+    conversations = folder / "conversations.jsonl" if stem == "queries" else None
+    if name == CONVERSATION and conversations is not None and conversations.is_file():
+        return Texts(str(conversations), read_conversations(conversations))
+    known = [found.name.removeprefix(f"{stem}.").removesuffix(".jsonl") for found in folder.glob(f"{stem}.*.jsonl")]
+    known += [CONVERSATION] if conversations is not None and conversations.is_file() else []
+    raise InputError(
+        f"there is no rendering {name!r}, as {path} does not exist; there are: {', '.join(sorted(known)) or 'none'}."
+    )
+
+
+def read_conversations(path: Path) -> dict[str, str]:
+    """Id -> the whole conversation, most recent turn first, joined with " [SEP] ".
+
+    So truncation takes the oldest turns. Reads JSON Lines with `_id` and `turns`, a list of objects with
+    `text`, oldest first; whose turn it is, is not said.
+    Source: Lupart et al. 2024, arXiv:2410.14609 (DiSCo).
+    """
+    texts: dict[str, str] = {}
+    for number, record in _read_records(path):
+        turns = record.get("turns")
+        said = [turn.get("text") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+        query_id, spoken = record.get("_id"), [text.strip() for text in said if isinstance(text, str)]
+        if not isinstance(query_id, str) or not spoken or len(spoken) < len(turns or []):
+            raise InputError(
+                f"{path}:{number}: expected a conversation such as "
+                '{"_id": "q1", "turns": [{"speaker": "user", "text": "..."}]}.'
+            )
+        if query_id in texts:
+            raise InputError(f"{path}:{number}: id {query_id!r} occurs a second time; ids are unique.")
+        texts[query_id] = TURN_BREAK.join(reversed(spoken))
+    return texts
 
 
 def read_texts(path: Path, with_title: bool = False) -> dict[str, str]:
     """Id -> text of a JSON Lines file with `_id`, `text` and, if `with_title`, perhaps a `title` put in front."""
     texts: dict[str, str] = {}
-    for number, line in read_lines(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error}): {line[:60]!r}.") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{number}: expected a JSON object, found {line[:60]!r}.")
+    for number, record in _read_records(path):
         for key in ("_id", "text", "title") if with_title else ("_id", "text"):
             if not isinstance(record.get(key, "" if key == "title" else None), str):
                 raise InputError(
@@ -62,6 +104,18 @@ def read_texts(path: Path, with_title: bool = False) -> dict[str, str]:
         title = record.get("title", "") if with_title else ""
         texts[record["_id"]] = f"{title} {record['text']}".strip()
     return texts
+
+
+def _read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, JSON object) of a JSON Lines file."""
+    for number, line in read_lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not JSON ({error}): {line[:60]!r}.") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{number}: expected a JSON object, found {line[:60]!r}.")
+        yield number, record
 
 
 def _read_qrels(

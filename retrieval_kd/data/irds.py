@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ir_datasets
 
-from retrieval_kd.types import Collection, InputError, Queries
+from retrieval_kd.types import Collection, InputError, Queries, Texts
 
 
 def load_irds(name: str, splits: Sequence[str], allow_unknown_qrels: bool = False) -> Collection:
@@ -49,6 +49,21 @@ def load_irds(name: str, splits: Sequence[str], allow_unknown_qrels: bool = Fals
         if unknown:
             notes.append(f"{split}: {unknown} judgements name absent documents and were dropped.")
     return Collection(name, list(texts), list(texts.values()), found, notes)
+
+
+def read_rendering(name: str, stem: Literal["queries", "corpus"]) -> Texts:
+    """All queries or documents of the ir_datasets id `name`, which renders those of another id (neuMARCO)."""
+    try:
+        dataset = ir_datasets.load(name)
+    except KeyError:
+        raise InputError(f"the rendering 'irds:{name}' is no ir_datasets id (see https://ir-datasets.com).") from None
+    if not (dataset.has_queries() if stem == "queries" else dataset.has_docs()):
+        raise InputError(f"the rendering 'irds:{name}' has no {'queries' if stem == 'queries' else 'documents'}.")
+    if stem == "queries":
+        texts = {query.query_id: query.default_text() for query in dataset.queries_iter()}
+    else:
+        texts = {document.doc_id: _text(document) for document in dataset.docs_iter()}
+    return Texts(f"ir_datasets {name}", texts)
 
 
 def _queries(subset: Any, row_of: dict[str, int]) -> tuple[Queries, int]:

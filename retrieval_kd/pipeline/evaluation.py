@@ -15,6 +15,7 @@ from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.files import load_hits, read_json, save_hits, size_bytes
 from retrieval_kd.pipeline.steps import load_runs, student_name
 from retrieval_kd.pipeline.workspace import Workspace
+from retrieval_kd.recipe import Rendering
 from retrieval_kd.report import System, write_report
 from retrieval_kd.scoring import rerank, retrieve
 from retrieval_kd.targets import fuse
@@ -63,11 +64,12 @@ def _seconds(folder: Path) -> float:
 
 def _teacher_systems(workspace: Workspace) -> list[System]:
     """BM25 first (a source or a teacher of most recipes), then the other teachers, then their fusion."""
-    known: dict[str, Teacher] = dict(workspace.teachers)
-    if "bm25" in workspace.sources and not any(t.identity["kind"] == "bm25" for t in known.values()):
-        known = {"bm25": workspace.sources["bm25"], **known}
-    names = sorted(known, key=lambda name: known[name].identity["kind"] != "bm25")
-    systems = [_teacher_system(workspace, name, known[name]) for name in names]
+    known = {t.name: (workspace.teachers[t.name], t.render) for t in workspace.recipe.teachers}
+    lexical = [name for name, source in workspace.named_sources.items() if source.kind == "bm25"]
+    if lexical and not any(teacher.identity["kind"] == "bm25" for teacher, _ in known.values()):
+        known = {lexical[0]: (workspace.sources[lexical[0]], workspace.named_sources[lexical[0]].render), **known}
+    names = sorted(known, key=lambda name: known[name][0].identity["kind"] != "bm25")
+    systems = [_teacher_system(workspace, name, *known[name]) for name in names]
     settings = workspace.recipe.evaluation
     if settings.fused and len(workspace.teachers) > 1:
         hits = Candidates.load(workspace.folder / "candidates/test").hits
@@ -82,18 +84,19 @@ def _teacher_systems(workspace: Workspace) -> list[System]:
     return systems
 
 
-def _teacher_system(workspace: Workspace, name: str, teacher: Teacher) -> System:
+def _teacher_system(workspace: Workspace, name: str, teacher: Teacher, render: Rendering) -> System:
     """A teacher that can search, searching; one that cannot, re-ranking the test candidates."""
     if not isinstance(teacher, Embedder | Retriever):
         hits = Candidates.load(workspace.folder / "candidates/test").hits
         place = list(workspace.teachers).index(name)
         grid = np.load(workspace.folder / "scores/test/scores.npy")[place]
         return _system(workspace, name, "re-rank", rerank(hits, grid))
-    inputs = [teacher.identity, workspace.recipe.evaluation.depth, workspace.texts_key]
+    depth = workspace.recipe.evaluation.depth
+    inputs = [teacher.identity, depth, workspace.fingerprint_texts("documents", "test", renders=[render])]
 
     def work(folder: Path) -> dict[str, Any]:
-        documents, depth = workspace.collection.documents, workspace.recipe.evaluation.depth
-        hits = retrieve(workspace.store, name, teacher, workspace.test_queries.texts, documents, depth)
+        texts, documents = workspace.query_texts("test", render), workspace.document_texts(render)
+        hits = retrieve(workspace.store, name, teacher, texts, documents, depth)
         save_hits(folder, hits)
         return {}
 
@@ -106,7 +109,7 @@ def _teacher_system(workspace: Workspace, name: str, teacher: Teacher) -> System
     size = sum(tensor.numel() * tensor.element_size() for tensor in modules.state_dict().values())
     # Timed in fp32, the faster precision for one query on a CPU, whatever the documents were encoded in.
     timed = BiEncoder(teacher.towers, "fp32")
-    latency = _latency(workspace, lambda texts: timed.embed(timed.render(texts, "query"), "query"))
+    latency = _latency(workspace, render, lambda texts: timed.embed(timed.render(texts, "query"), "query"))
     return _system(workspace, name, "torch fp32", hits, latency, parameters, size)
 
 
@@ -126,7 +129,7 @@ def _student_systems(workspace: Workspace, runs: dict[str, Hits]) -> list[System
                 name,
                 f"onnx {form}",
                 runs[name],
-                _latency(workspace, encoder.encode),
+                _latency(workspace, workspace.recipe.student.render, encoder.encode),
                 encoder.manifest["parameters"],
                 size_bytes(folder),
                 index_bytes,
@@ -135,8 +138,8 @@ def _student_systems(workspace: Workspace, runs: dict[str, Hits]) -> list[System
     return systems
 
 
-def _latency(workspace: Workspace, encode: Callable[[list[str]], object]) -> Latency:
-    texts = list(workspace.test_queries.texts[: workspace.recipe.evaluation.latency_queries])
+def _latency(workspace: Workspace, render: Rendering, encode: Callable[[list[str]], object]) -> Latency:
+    texts = list(workspace.query_texts("test", render)[: workspace.recipe.evaluation.latency_queries])
     with one_thread():
         return query_latency(encode, texts)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,12 @@ from retrieval_kd.candidates import Candidates, merge
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.export import export_encoder
-from retrieval_kd.files import fingerprint, load_hits, read_run, save_hits, sha256, size_bytes, write_run
+from retrieval_kd.files import hash_texts, load_hits, read_run, save_hits, sha256, size_bytes, write_run
 from retrieval_kd.index import open_index
-from retrieval_kd.pipeline.workspace import Workspace, source_name
+from retrieval_kd.pipeline.workspace import Split, Workspace
 from retrieval_kd.recipe import kind_module, options
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
 from retrieval_kd.teachers.bi_encoder import BiEncoder
-from retrieval_kd.towers import Side
-from retrieval_kd.train.loop import train as train_loop
-from retrieval_kd.trainset import Tokens, TrainSet, mark_positives
 from retrieval_kd.types import Hits, InputError, Queries
 
 
@@ -34,85 +30,87 @@ def mine(workspace: Workspace) -> None:
     if workspace.needs.candidates:
         queries = workspace.train_queries
         positives = [{row for row, grade in grades.items() if grade > 0} for grades in queries.qrels]
-        _mine(workspace, "candidates/train", queries, positives)
-    _mine(workspace, "candidates/test", workspace.test_queries, [])
-    if (validation := workspace.recipe.training.validation) is not None:
-        _mine(workspace, "candidates/validation", workspace.collection.split(validation.split), [])
+        _mine(workspace, "train", queries, positives)
+    _mine(workspace, "test", workspace.test_queries, [])
+    if workspace.recipe.training.validation is not None:
+        _mine(workspace, "validation", workspace.validation_queries, [])
 
 
-def _mine(workspace: Workspace, name: str, queries: Queries, positives: list[set[int]]) -> None:
+def _mine(workspace: Workspace, split: Split, queries: Queries, positives: list[set[int]]) -> None:
     recipe = workspace.recipe.candidates
     identities = {key: source.identity for key, source in workspace.sources.items()}
-    runs = _run_files(workspace, name.removeprefix("candidates/"))
+    runs = _run_files(workspace, split)
+    times = workspace.repeats if split == "train" else 1
+    once = len(queries) // times  # sources read a query in one rendering, however many the student reads
 
     def work(folder: Path) -> dict[str, Any]:
         lists: list[Hits] = []
-        for source in recipe.sources:
+        for key, source in workspace.named_sources.items():
             if source.kind == "run":
-                lists.append(read_run(runs[source_name(source)], queries.ids, workspace.collection.document_ids))
+                hits = read_run(runs[key], queries.ids[:once], workspace.collection.document_ids)
             else:
-                key = source_name(source)
-                documents = workspace.collection.documents
-                lists.append(
-                    retrieve(workspace.store, key, workspace.sources[key], queries.texts, documents, recipe.depth)
-                )
+                texts = workspace.query_texts(split, source.render)[:once]
+                documents = workspace.document_texts(source.render)
+                hits = retrieve(workspace.store, key, workspace.sources[key], texts, documents, recipe.depth)
+            lists.append(Hits(np.tile(hits.rows, (times, 1)), np.tile(hits.scores, (times, 1))))
         merged = merge(lists, recipe.depth, positives)
         merged.save(folder)
         per_source = (merged.ranks > 0).sum((1, 2)).tolist()
         return {
             "queries": len(queries),
             "candidates": int(merged.hits.valid.sum()),
-            "sources": dict(zip([source_name(source) for source in recipe.sources], per_source, strict=True)),
+            "sources": dict(zip(workspace.named_sources, per_source, strict=True)),
         }
 
     inputs = [
         recipe.model_dump(),
         identities,
         {key: sha256(path) for key, path in runs.items()},
-        workspace.texts_key,
+        [hash_texts(ids) for ids in (queries.ids, workspace.collection.document_ids)] if runs else [],
+        workspace.fingerprint_texts("documents", split, renders=[source.render for source in recipe.sources]),
         [sorted(rows) for rows in positives],
     ]
-    workspace.make(name, inputs, work)
+    workspace.make(f"candidates/{split}", inputs, work)
 
 
-def _run_files(workspace: Workspace, split: str) -> dict[str, Path]:
+def _run_files(workspace: Workspace, split: Split) -> dict[str, Path]:
     """The run file of each source that is one."""
     files = {}
-    for source in workspace.recipe.candidates.sources:
+    for key, source in workspace.named_sources.items():
         if source.kind == "run":
             path = source.options.get(split)
             if path is None or not Path(path).is_file():
                 raise InputError(f"candidate source 'run' needs a file for the {split} queries: {split} = {path!r}.")
-            files[source_name(source)] = Path(path)
+            files[key] = Path(path)
     return files
 
 
 def score(workspace: Workspace) -> None:
     """Let every teacher score the candidates that its store lacks, for training and for the test split."""
-    splits = {"test": workspace.test_queries}
-    if workspace.needs.candidates:
-        splits["train"] = workspace.train_queries
-    for split, queries in splits.items():
+    splits: list[Split] = ["test", "train"] if workspace.needs.candidates else ["test"]
+    for split in splits:
         if split == "test" and not workspace.teachers:
             continue
         manifest = workspace.made(f"candidates/{split}", "mine")
         hits = Candidates.load(workspace.folder / "candidates" / split).hits
         identities = {name: teacher.identity for name, teacher in workspace.teachers.items()}
 
-        def work(folder: Path, queries: Queries = queries, hits: Hits = hits) -> dict[str, Any]:
-            grids = score_candidates(workspace, queries, hits)
+        def work(folder: Path, split: Split = split, hits: Hits = hits) -> dict[str, Any]:
+            grids = score_candidates(workspace, split, hits)
             np.save(folder / "scores.npy", grids)
             return {"teachers": list(workspace.teachers), "pairs": int(hits.valid.sum()) * len(grids)}
 
-        workspace.make(f"scores/{split}", [manifest["key"], identities], work)
+        texts = workspace.fingerprint_texts("documents", split, renders=list(workspace.renders.values()))
+        workspace.make(f"scores/{split}", [manifest["key"], identities, texts], work)
 
 
-def score_candidates(workspace: Workspace, queries: Queries, hits: Hits) -> NDArray[np.float32]:
+def score_candidates(workspace: Workspace, split: Split, hits: Hits) -> NDArray[np.float32]:
     """Scores (T, Q, K) of every teacher; T may be 0, since a recipe may learn from labels alone."""
-    grids = [
-        fill_scores(workspace.store, name, teacher, queries.texts, workspace.collection.documents, hits)
-        for name, teacher in workspace.teachers.items()
-    ]
+    grids = []
+    for name, teacher in workspace.teachers.items():
+        queries = workspace.query_texts(split, workspace.renders[name])
+        documents = workspace.document_texts(workspace.renders[name])
+        grids.append(fill_scores(workspace.store, name, teacher, queries, documents, hits))
     return np.stack(grids) if grids else np.zeros((0, *hits.rows.shape), np.float32)
 
 
@@ -125,19 +123,21 @@ def index(workspace: Workspace) -> None:
     assert isinstance(student, BiEncoder)
     identity = student.tower_identity("document")
     component = workspace.recipe.index
-    collection = workspace.collection
+    collection, render = workspace.collection, workspace.recipe.student.render
+    documents = workspace.document_texts(render)
 
     def work(folder: Path) -> dict[str, Any]:
-        vectors = fill_vectors(workspace.store, "student", student, collection.documents, "document")
+        vectors = fill_vectors(workspace.store, "student", student, documents, "document")
         module = kind_module("index", component.kind)
         chosen = options("index", component)
         module.build(vectors, folder / "index", chosen, document_ids=collection.document_ids, identity=identity)
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
-            for document_id, text in zip(collection.document_ids, collection.documents, strict=True):
+            for document_id, text in zip(collection.document_ids, documents, strict=True):
                 file.write(json.dumps({"_id": document_id, "text": text}, ensure_ascii=False) + "\n")
         return {"documents": len(collection), "bytes": size_bytes(folder / "index")}
 
-    workspace.make("index", [identity, component.model_dump(), workspace.texts_key], work)
+    texts = workspace.fingerprint_texts("documents", renders=[render])
+    workspace.make("index", [identity, component.model_dump(), texts], work)
 
 
 def export(workspace: Workspace) -> None:
@@ -151,9 +151,10 @@ def export(workspace: Workspace) -> None:
     workspace.made("index", "index")
     student = workspace.trained
     assert isinstance(student, BiEncoder)
-    settings, queries = workspace.recipe.export, workspace.test_queries
+    settings, queries, render = workspace.recipe.export, workspace.test_queries, workspace.recipe.student.render
+    texts = workspace.query_texts("test", render)
     identities = {side: student.tower_identity(side) for side in ("query", "document")}
-    checked = [*queries.texts[:64], *workspace.collection.documents[:8]]
+    checked = [*texts[:64], *workspace.document_texts(render)[:8]]
 
     def quality(vectors: NDArray[np.float32]) -> float:
         hits = open_index(workspace.folder / "index/index").search(vectors, 10)
@@ -172,10 +173,10 @@ def export(workspace: Workspace) -> None:
                 check_texts=checked,
                 vector_tolerance=settings.vector_tolerance,
             )
-            facts[f"{form} nDCG@10"] = round(quality(Encoder.load(folder / form).encode(queries.texts)), 6)
+            facts[f"{form} nDCG@10"] = round(quality(Encoder.load(folder / form).encode(texts)), 6)
         if "int8" in settings.forms:
             exact = BiEncoder(student.towers, "fp32")
-            whole = quality(exact.embed(exact.render(queries.texts, "query"), "query"))
+            whole = quality(exact.embed(exact.render(texts, "query"), "query"))
             small = facts["int8 nDCG@10"]
             if small < whole * (1 - settings.quality_tolerance):
                 raise InputError(
@@ -185,25 +186,28 @@ def export(workspace: Workspace) -> None:
                 )
         return facts
 
-    workspace.make("served", [identities, settings.model_dump(), workspace.texts_key], work)
+    read = workspace.fingerprint_texts("documents", "test", renders=[render])
+    workspace.make("served", [identities, settings.model_dump(), read], work)
 
 
 def search(workspace: Workspace) -> None:
     """Search the test queries with each exported form, or re-rank their candidates; write TREC runs."""
-    queries, collection = workspace.test_queries, workspace.collection
+    queries, collection, render = workspace.test_queries, workspace.collection, workspace.recipe.student.render
+    texts = workspace.query_texts("test", render)
     depth = workspace.recipe.evaluation.depth
     made = workspace.made("student", "train") if workspace.reranks else workspace.made("served", "export")
 
     def work(folder: Path) -> dict[str, Any]:
         if workspace.reranks:
             hits = Candidates.load(workspace.folder / "candidates/test").hits
-            grid = fill_scores(workspace.store, "student", workspace.trained, queries.texts, collection.documents, hits)
+            documents = workspace.document_texts(render)
+            grid = fill_scores(workspace.store, "student", workspace.trained, texts, documents, hits)
             runs = {"student": rerank(hits, grid)}
         else:
             opened = open_index(workspace.folder / "index/index")
             runs = {
                 student_name(form): opened.search(
-                    Encoder.load(workspace.folder / "served" / form, threads=2).encode(queries.texts), depth
+                    Encoder.load(workspace.folder / "served" / form, threads=2).encode(texts), depth
                 )
                 for form in workspace.recipe.export.forms
             }
@@ -213,7 +217,8 @@ def search(workspace: Workspace) -> None:
             write_run(folder / f"{name}.trec", hits, queries.ids, list(collection.document_ids), name)
         return {"systems": list(runs)}
 
-    workspace.make("runs", [made["key"], depth, workspace.texts_key], work)
+    read = workspace.fingerprint_texts("documents", "test", renders=[render])
+    workspace.make("runs", [made["key"], depth, read], work)
 
 
 def student_name(form: str) -> str:

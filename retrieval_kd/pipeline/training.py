@@ -17,6 +17,7 @@ from torch import nn
 
 from retrieval_kd.candidates import Candidates, merge
 from retrieval_kd.files import fingerprint
+from retrieval_kd.losses import find_loss
 from retrieval_kd.pipeline.steps import score_candidates
 from retrieval_kd.pipeline.workspace import Workspace
 from retrieval_kd.recipe import Live, Stage
@@ -29,7 +30,7 @@ from retrieval_kd.train.loop import average
 from retrieval_kd.train.loop import train as train_stage
 from retrieval_kd.train.validation import make_validation
 from retrieval_kd.trainset import Tokens, TrainSet, mark_positives
-from retrieval_kd.types import Hits, InputError, Queries
+from retrieval_kd.types import Hits, InputError
 
 
 def train(workspace: Workspace) -> None:
@@ -146,15 +147,17 @@ def _validation(workspace: Workspace, student: Any) -> Callable[[nn.Module], flo
     if settings is None:
         return None
     workspace.made("candidates/validation", "mine")
-    queries = workspace.collection.split(settings.split)
     hits = Candidates.load(workspace.folder / "candidates/validation").hits
+    texts = workspace.query_texts("validation", workspace.recipe.student.render)
     data = TrainSet(
-        query_tokens=Tokens.pack(student.tokenize(queries.texts, "query")),
+        query_tokens=Tokens.pack(student.tokenize(texts, "query")),
         document_tokens=_document_tokens(workspace, student),
         hits=hits,
         frozen=_frozen_vectors(workspace, student),
     )
-    return make_validation(data, queries, workspace.collection.document_ids, workspace.recipe.precision)
+    return make_validation(
+        data, workspace.validation_queries, workspace.collection.document_ids, workspace.recipe.precision
+    )
 
 
 def _stage_trainset(workspace: Workspace, number: int, stage: Stage) -> tuple[TrainSet, dict[str, Any]]:
@@ -192,25 +195,32 @@ def _mined_trainset(workspace: Workspace, number: int, stage: Stage) -> dict[str
     """Candidates found by the student as the stage before left it, or by a teacher, scored by the teachers."""
     mine = stage.mine
     assert mine is not None
-    queries, documents = workspace.train_queries, workspace.collection.documents
-    if mine.by == "student":
+    queries, own = workspace.train_queries, mine.by == "student"
+    render = workspace.recipe.student.render if own else workspace.renders[mine.by]
+    documents = workspace.document_texts(render)
+    if own:
         before = _stage_folder(workspace, number - 1) / "student"
         searcher: Any = load_teacher(workspace.student_as_teacher(before), documents)
     else:
         searcher = workspace.teachers[mine.by]
 
     def work(folder: Path) -> dict[str, Any]:
-        name = "student" if mine.by == "student" else mine.by
-        found = retrieve(workspace.store, name, searcher, queries.texts, documents, mine.depth + mine.skip)
+        texts = workspace.query_texts("train", render)
+        found = retrieve(workspace.store, mine.by, searcher, texts, documents, mine.depth + mine.skip)
         positives = [{row for row, grade in grades.items() if grade > 0} for grades in queries.qrels]
         np.save(folder / "student_ranks.npy", _ranks(found, positives, len(queries)))
         later = Hits(found.rows[:, mine.skip :], found.scores[:, mine.skip :])
         hits = merge([later], mine.depth, positives).hits
-        return _write_trainset(workspace, folder, hits, score_candidates(workspace, queries, hits))
+        return _write_trainset(workspace, folder, hits, score_candidates(workspace, "train", hits))
 
-    identities = {name: teacher.identity for name, teacher in workspace.teachers.items()}
-    inputs = [searcher.identity, mine.model_dump(), identities, [sorted(q.items()) for q in queries.qrels]]
+    inputs = [searcher.identity, mine.model_dump(), *_scored_by(workspace), [sorted(q.items()) for q in queries.qrels]]
     return workspace.make(f"mined/{number}", [*inputs, *_trainset_inputs(workspace)], work)
+
+
+def _scored_by(workspace: Workspace) -> list[Any]:
+    """Who scores the training candidates, and what they read."""
+    identities = {name: teacher.identity for name, teacher in workspace.teachers.items()}
+    return [identities, workspace.fingerprint_texts("documents", "train", renders=list(workspace.renders.values()))]
 
 
 def _ranks(found: Hits, positives: Sequence[set[int]], count: int) -> NDArray[np.int64]:
@@ -223,42 +233,51 @@ def _ranks(found: Hits, positives: Sequence[set[int]], count: int) -> NDArray[np
 
 
 def _trainset_inputs(workspace: Workspace) -> list[Any]:
-    needs, recipe = workspace.needs, workspace.recipe
-    used = sorted(needs.query_vectors | needs.document_vectors)
-    towers = {name: workspace.teachers[name].identity for name in used}
-    live = [live.model_dump() for live in recipe.live if live.name in needs.live]
-    sides = [sorted(needs.query_vectors), sorted(needs.document_vectors)]
-    return [towers, live, workspace.texts_key, recipe.student.model_dump(), recipe.precision, sides, needs.preferences]
+    needs, recipe, texts = workspace.needs, workspace.recipe, workspace.fingerprint_texts
+    vectors = {"train": sorted(needs.query_vectors), "documents": sorted(needs.document_vectors)}
+    towers = {name: workspace.teachers[name].identity for name in {*vectors["train"], *vectors["documents"]}}
+    live = [live for live in recipe.live if live.name in needs.live]
+    return [
+        towers,
+        [one.model_dump() for one in live],
+        texts("train", renders=[recipe.student.render, *(one.render for one in live)]),
+        texts("documents", renders=[recipe.student.render] if needs.documents else []),
+        texts("documents", renders=[one.render for one in live]),
+        texts("train", renders=[workspace.renders[name] for name in vectors["train"]]),
+        texts("documents", renders=[workspace.renders[name] for name in vectors["documents"]]),
+        recipe.student.model_dump(),
+        recipe.precision,
+        vectors,
+        needs.preferences,
+    ]
 
 
 def _write_trainset(
     workspace: Workspace, folder: Path, hits: Hits | None, scores: NDArray[np.float32] | None
 ) -> dict[str, Any]:
     """Gather what the stages read into memory-mapped arrays."""
-    needs, queries, documents = workspace.needs, workspace.train_queries, workspace.collection.documents
+    needs, queries, recipe = workspace.needs, workspace.train_queries, workspace.recipe
     student = workspace.student
     vectors: dict[Side, dict[str, Any]] = {"query": {}, "document": {}}
-    wanted: dict[Side, tuple[frozenset[str], Sequence[str]]] = {
-        "query": (needs.query_vectors, queries.texts),
-        "document": (needs.document_vectors, documents),
-    }
-    for side, (names, texts) in wanted.items():
+    wanted: dict[Side, frozenset[str]] = {"query": needs.query_vectors, "document": needs.document_vectors}
+    for side, names in wanted.items():
         for name in sorted(names):
-            teacher = workspace.teachers[name]
+            read, teacher = workspace.renders[name], workspace.teachers[name]
+            texts = workspace.query_texts("train", read) if side == "query" else workspace.document_texts(read)
             assert isinstance(teacher, BiEncoder)
             vectors[side][name] = fill_vectors(workspace.store, name, teacher, texts, side)
     live = {}
-    for one in workspace.recipe.live:
+    for one in recipe.live:
         if one.name in needs.live:
-            reader: Any = load_student(one, workspace.recipe.training.seed)
+            reader: Any = load_student(one, recipe.training.seed)
             live[one.name] = (
-                Tokens.pack(reader.tokenize(queries.texts, "query")),
-                Tokens.pack(reader.tokenize(documents, "document")),
+                Tokens.pack(reader.tokenize(workspace.query_texts("train", one.render), "query")),
+                Tokens.pack(reader.tokenize(workspace.document_texts(one.render), "document")),
             )
-    pairs, chances = _preferences(workspace, queries, hits) if needs.preferences else (None, None)
+    pairs, chances = _preferences(workspace, hits) if needs.preferences else (None, None)
     frozen = _frozen_vectors(workspace, student) if needs.documents else None
     trainset = TrainSet(
-        query_tokens=Tokens.pack(student.tokenize(queries.texts, "query")),
+        query_tokens=Tokens.pack(student.tokenize(workspace.query_texts("train", recipe.student.render), "query")),
         document_tokens=_document_tokens(workspace, student) if needs.documents else None,
         hits=hits,
         teachers=list(workspace.teachers),
@@ -275,30 +294,29 @@ def _write_trainset(
     return {"queries": len(queries)}
 
 
-def _preferences(
-    workspace: Workspace, queries: Queries, hits: Hits | None
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def _preferences(workspace: Workspace, hits: Hits | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The stored preferences of the one teacher that a preference loss names."""
-    from retrieval_kd.losses import find_loss
-
     terms = [term for stage in workspace.recipe.stages for term in stage.terms]
     names = {name for term in terms if "preference" in find_loss(term.loss).needs for name in term.teachers}
     assert hits is not None
     assert len(names) == 1, "checked when the recipe is read"
     name = names.pop()
-    documents = workspace.collection.documents
-    return find_preferences(workspace.store, name, workspace.teachers[name], queries.texts, documents, hits)
+    queries = workspace.query_texts("train", workspace.renders[name])
+    documents = workspace.document_texts(workspace.renders[name])
+    return find_preferences(workspace.store, name, workspace.teachers[name], queries, documents, hits)
 
 
 def _document_tokens(workspace: Workspace, student: Any) -> Tokens | None:
     """The documents as the student reads them; None where a frozen tower's vectors stand in."""
     if student.frozen_documents:
         return None
-    return Tokens.pack(student.tokenize(workspace.collection.documents, "document"))
+    documents = workspace.document_texts(workspace.recipe.student.render)
+    return Tokens.pack(student.tokenize(documents, "document"))
 
 
 def _frozen_vectors(workspace: Workspace, student: Any) -> NDArray[np.float32] | None:
     if not student.frozen_documents:
         return None
     tower = BiEncoder(student.towers, workspace.recipe.precision)
-    return fill_vectors(workspace.store, "student", tower, workspace.collection.documents, "document")
+    documents = workspace.document_texts(workspace.recipe.student.render)
+    return fill_vectors(workspace.store, "student", tower, documents, "document")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,10 +19,12 @@ from retrieval_kd.files import atomic, fingerprint, hash_texts, read_json, write
 from retrieval_kd.gather import process
 from retrieval_kd.progress import say
 from retrieval_kd.pseudo_queries import make_pseudo_queries
-from retrieval_kd.recipe import Component, RunFiles, load_recipe, options, parse
+from retrieval_kd.recipe import Component, Rendering, RunFiles, Source, load_recipe, options, parse
 from retrieval_kd.students import load_student
 from retrieval_kd.teachers import Teacher, load_teacher
-from retrieval_kd.types import Collection, InputError, Queries
+from retrieval_kd.types import ORIGINAL, Collection, InputError, Queries
+
+Split = Literal["train", "test", "validation"]
 
 
 class Workspace:
@@ -41,6 +44,8 @@ class Workspace:
         self.needs, warnings = check(self.recipe)
         for warning in warnings:
             say(f"{recipe}: {warning}")
+        self._documents: dict[tuple[str, str], Sequence[str]] = {}
+        self._hashes: dict[tuple[str, Rendering], str] = {}
         for teacher in self.recipe.teachers:
             # the model of a teacher that is trained first is known when it is
             options("teachers", with_model(teacher, "") if teacher.trained_by else teacher)
@@ -60,7 +65,7 @@ class Workspace:
         """The collection, read once."""
         data = self.recipe.data
         collection = load_collection(
-            data.collection, [name for name in (data.train, data.test) if name], data.allow_unknown_qrels
+            data.collection, [name for name in self._split_names.values() if name], data.allow_unknown_qrels
         )
         for note in collection.notes:
             say(f"{collection.name}: {note}")
@@ -68,7 +73,20 @@ class Workspace:
 
     @cached_property
     def train_queries(self) -> Queries:
-        """The queries of the train split, followed by the pseudo-queries, which have no judgements."""
+        """The queries of the train split, followed by the pseudo-queries, which have no judgements.
+
+        All of them are repeated for each query rendering that the student reads.
+        """
+        once, times = self._train_queries, self.repeats
+        return Queries([*once.ids] * times, [*once.texts] * times, [*once.qrels] * times)
+
+    @property
+    def repeats(self) -> int:
+        """How often each training query is there: once for each query rendering that the student reads."""
+        return len(self.recipe.student.render.query_names)
+
+    @cached_property
+    def _train_queries(self) -> Queries:
         data = self.recipe.data
         split = self.collection.split(data.train) if data.train else Queries([], [])
         if data.pseudo_queries is None:
@@ -84,18 +102,79 @@ class Workspace:
         return self.collection.split(self.recipe.data.test)
 
     @cached_property
+    def validation_queries(self) -> Queries:
+        """The queries of the split that early stopping goes by."""
+        return self.collection.split(str(self._split_names["validation"]))
+
+    @property
+    def _split_names(self) -> dict[Split, str | None]:
+        """What the recipe's splits are called in the collection."""
+        data, validation = self.recipe.data, self.recipe.training.validation
+        return {"train": data.train, "test": data.test, "validation": validation.split if validation else None}
+
+    def query_texts(self, split: Split, render: Rendering) -> Sequence[str]:
+        """The texts that somebody reads of the queries of a split, in their order.
+
+        Of several renderings, each repetition of the training queries has its own; other queries have the first.
+        """
+        names = render.query_names
+        if split == "train":
+            queries = self._train_queries
+            names = names * self.repeats if len(names) == 1 else names
+        else:
+            queries, names = self.test_queries if split == "test" else self.validation_queries, names[:1]
+        named = self._split_names[split] or ""
+        texts = {name: self.collection.query_texts(queries, name.replace("{split}", named)) for name in names}
+        return _fill(render.query_template, [text for name in names for text in texts[name]])
+
+    def document_texts(self, render: Rendering) -> Sequence[str]:
+        """The texts that somebody reads of the documents, by row."""
+        key = (render.document, render.document_template)
+        if key not in self._documents:
+            self._documents[key] = _fill(render.document_template, self.collection.document_texts(render.document))
+        return self._documents[key]
+
+    def fingerprint_texts(self, *sides: Literal["documents"] | Split, renders: Sequence[Rendering]) -> str:
+        """A fingerprint of what the readers `renders` read of the documents and of the queries of a split."""
+        return fingerprint([self._hash(side, render) for render in renders for side in sides])
+
+    def _hash(self, side: Literal["documents"] | Split, render: Rendering) -> str:
+        key = (side, render)
+        if key not in self._hashes:
+            self._hashes[key] = hash_texts(
+                self.document_texts(render) if side == "documents" else self.query_texts(side, render)
+            )
+        return self._hashes[key]
+
+    @cached_property
     def teachers(self) -> dict[str, Teacher]:
         """The recipe's teachers by name; one that another recipe trains has that recipe run first."""
         return {teacher.name: self._teacher(teacher) for teacher in self.recipe.teachers}
 
+    @property
+    def renders(self) -> dict[str, Rendering]:
+        """What each teacher reads, by its name."""
+        return {teacher.name: teacher.render for teacher in self.recipe.teachers}
+
     @cached_property
     def sources(self) -> dict[str, Teacher]:
-        """The candidate sources that are teachers too, by a name that says what they are."""
+        """The candidate sources that are teachers too, by name."""
         return {
-            source_name(source): load_teacher(source, self.collection.documents)
-            for source in self.recipe.candidates.sources
+            name: load_teacher(source, self.document_texts(source.render))
+            for name, source in self.named_sources.items()
             if source.kind != "run"
         }
+
+    @property
+    def named_sources(self) -> dict[str, Source]:
+        """The candidate sources by a name that says what they are; equal names are numbered."""
+        names: dict[str, Source] = {}
+        for source in self.recipe.candidates.sources:
+            name, number = source_name(source), 1
+            while (numbered := f"{name}-{number}" if number > 1 else name) in names:
+                number += 1
+            names[numbered] = source
+        return names
 
     @cached_property
     def student(self) -> Any:
@@ -110,7 +189,8 @@ class Workspace:
     @cached_property
     def trained(self) -> Teacher:
         """The trained student, as the teacher that it can be."""
-        return load_teacher(self.student_as_teacher(self.folder / "student"), self.collection.documents)
+        documents = self.document_texts(self.recipe.student.render)
+        return load_teacher(self.student_as_teacher(self.folder / "student"), documents)
 
     def student_as_teacher(self, folder: Path) -> Component:
         """The teacher that a student saved in `folder` is."""
@@ -119,12 +199,6 @@ class Workspace:
         if self.reranks:
             settings["max_length"] = self.student.max_length
         return Component(kind=kind, **settings)
-
-    @cached_property
-    def texts_key(self) -> str:
-        """A fingerprint of the collection's documents and of the training and test queries."""
-        parts = (self.collection.documents, self.train_queries.texts, self.test_queries.texts)
-        return fingerprint([hash_texts(part) for part in parts])
 
     def make(
         self, name: str, inputs: Any, work: Callable[[Path], dict[str, Any]], together: bool = False
@@ -176,8 +250,9 @@ class Workspace:
         return manifest
 
     def _teacher(self, teacher: Any) -> Teacher:
+        documents = self.document_texts(teacher.render)
         if teacher.trained_by is None:
-            return load_teacher(teacher, self.collection.documents)
+            return load_teacher(teacher, documents)
         from retrieval_kd import pipeline
 
         path = self.path.parent / teacher.trained_by
@@ -187,7 +262,7 @@ class Workspace:
             stage(other)
         if not (other.folder / "report" / "report.json").exists():
             pipeline.run(other)
-        return load_teacher(with_model(teacher, str(other.folder / "student")), self.collection.documents)
+        return load_teacher(with_model(teacher, str(other.folder / "student")), documents)
 
 
 def with_model(component: Component, model: str) -> Component:
@@ -195,10 +270,16 @@ def with_model(component: Component, model: str) -> Component:
     return Component(kind=component.kind, **{**component.options, "model": model})
 
 
-def source_name(source: Component) -> str:
-    """A short name for a candidate source: its kind, and its model or file."""
+def source_name(source: Source) -> str:
+    """A short name for a candidate source: its kind, its model or file, and the renderings that it reads."""
     what = source.options.get("model") or source.options.get("test")
-    return f"{source.kind}-{Path(str(what)).name}" if what else source.kind
+    parts = [source.kind, *([Path(str(what)).name] if what else [])]
+    parts += [name for name in (*source.render.query_names, source.render.document) if name != ORIGINAL]
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts))  # the name of a folder of the store
+
+
+def _fill(template: str, texts: Sequence[str]) -> Sequence[str]:
+    return texts if template == "{text}" else [template.replace("{text}", text) for text in texts]
 
 
 def _facts(facts: dict[str, Any]) -> str:

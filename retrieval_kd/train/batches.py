@@ -88,7 +88,9 @@ def _apart(trainset: TrainSet, size: int, seed: tuple[int, int], epoch: int) -> 
     assert trainset.hits is not None
     first = np.asarray(trainset.hits.rows[:, 0])
     if trainset.positive is not None:
-        first = np.where(trainset.positive.any(1), trainset.hits.rows[range(len(first)), trainset.positive.argmax(1)], -1)
+        first = np.where(
+            trainset.positive.any(1), trainset.hits.rows[range(len(first)), trainset.positive.argmax(1)], -1
+        )
     waiting = np.random.default_rng([*seed, 0, epoch]).permutation(len(trainset)).tolist()
     batches = []
     while waiting:
@@ -121,11 +123,11 @@ def _choose(
         none = ~leading.any(1)
         leading[none, best[none].argmax(1)] = True
     head = np.where(leading & valid, chance, 2.0).argmin(1)  # a random one of the leading, else the first
-    order = {
-        "random": lambda: chance,
-        "top": lambda: np.broadcast_to(np.arange(valid.shape[1]), valid.shape),
-        "bins": lambda: _by_bins(trainset, queries, head, chance),
-    }[stage.sampling]()
+    order = chance
+    if stage.sampling == "top":
+        order = np.broadcast_to(np.arange(valid.shape[1]), valid.shape)
+    elif stage.sampling == "bins":
+        order = _by_bins(trainset, queries, head, chance)
     key = np.where(valid, order, np.inf)
     key[np.arange(len(queries)), head] = -1.0
     return np.argsort(key, axis=1, kind="stable")[:, : stage.candidates]

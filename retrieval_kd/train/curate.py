@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def keep_queries(trainset: TrainSet, rule: Filter, student_ranks: NDArray[np.int
     Raises InputError when no query is left.
     """
     assert trainset.positive is not None
-    kept = np.asarray(trainset.positive).any(1)
+    kept = np.asarray(np.any(trainset.positive, axis=1))
     if rule.student_rank is not None:
         kept &= (student_ranks >= rule.student_rank[0]) & (student_ranks <= rule.student_rank[1])
     if rule.teacher is not None:
@@ -53,7 +54,7 @@ def keep_queries(trainset: TrainSet, rule: Filter, student_ranks: NDArray[np.int
 def _take(trainset: TrainSet, queries: NDArray[np.int64]) -> TrainSet:
     """The train set of some of its queries."""
 
-    def rows_of(array: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
+    def rows_of(array: NDArray[Any] | None) -> NDArray[Any] | None:
         return None if array is None else array[queries]
 
     def tokens_of(tokens: Tokens) -> Tokens:
@@ -67,8 +68,8 @@ def _take(trainset: TrainSet, queries: NDArray[np.int64]) -> TrainSet:
         scores=None if trainset.scores is None else trainset.scores[:, queries],
         query_vectors={name: vectors[queries] for name, vectors in trainset.query_vectors.items()},
         live={name: (tokens_of(query), document) for name, (query, document) in trainset.live.items()},
-        **{
-            name: rows_of(getattr(trainset, name))
-            for name in ("positive", "preference_pairs", "preferences", "clusters")
-        },
+        positive=rows_of(trainset.positive),
+        preference_pairs=rows_of(trainset.preference_pairs),
+        preferences=rows_of(trainset.preferences),
+        clusters=rows_of(trainset.clusters),
     )

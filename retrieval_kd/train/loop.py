@@ -77,7 +77,12 @@ def train(
             values, norm = run.step(step)
             done = step + 1
             if done % LOG_STEPS == 0 or done == stage.steps:
-                record = {"stage": number, "step": done, "gradient_norm": norm, **{k: v.item() for k, v in values.items()}}
+                record = {
+                    "stage": number,
+                    "step": done,
+                    "gradient_norm": norm,
+                    **{k: v.item() for k, v in values.items()},
+                }
                 records.append(record)
                 checkpoints.log(record)
                 if tracked:
@@ -117,9 +122,7 @@ class Run:
         self.parameters = [p for model in self.learners.values() for p in model.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.parameters, stage)
         self.terms = [TermState(term) for term in stage.terms]
-        self.layered = {
-            name for term in stage.terms if term.layers is not None for name in (term.of, term.teachers[0])
-        }
+        self.layered = {name for term in stage.terms if term.layers is not None for name in (term.of, term.teachers[0])}
         self.best, self.best_step, self.worse = -1.0, 0, 0
         self.best_weights: dict[str, Tensor] | None = None
         self.finished = False
@@ -137,7 +140,7 @@ class Run:
             group["lr"] = stage.learning_rate * factor
         views = {name: self._view(name, model, drawn) for name, model in self.models.items()}
         loss, values = self._loss(views, drawn, step)
-        loss.backward()
+        torch.autograd.backward(loss)
         sum_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, stage.clip_norm)
         self.optimizer.step()

@@ -19,19 +19,19 @@ def selection_features(
     Shapes: lists (T, R, C) scores, NaN where there is none; student (R, C); valid, positive (R, C); returns (T, R, 4).
     """
     scores = zscore(np.where(valid, lists, np.nan))
-    chance = _softmax(scores)  # (T, R, C)
+    chance = softmax(scores)  # (T, R, C)
     size = np.log(np.maximum(2, valid.sum(-1)))
     entropy = -(chance * np.log(chance + _TINY)).sum(-1) / size
     best = np.where(positive, np.nan_to_num(scores, nan=-np.inf), -np.inf).max(-1, keepdims=True)
     rank = np.where(np.isfinite(best[..., 0]), (scores > best).sum(-1) / valid.shape[1], 0.0)
-    guess = np.log(_softmax(np.where(valid, student, np.nan)) + _TINY)
+    guess = np.log(softmax(np.where(valid, student, np.nan)) + _TINY)
     gap = (chance * (np.log(chance + _TINY) - guess)).sum(-1) / size
     mean = np.log(chance.mean(0) + _TINY)
     dissent = (chance * (np.log(chance + _TINY) - mean)).sum(-1) / size
     return np.stack([entropy, rank, np.clip(gap, 0, 1), dissent], axis=-1).astype(np.float64)
 
 
-def _softmax(scores: NDArray[np.floating]) -> NDArray[np.float64]:
+def softmax(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """Row-wise softmax over finite places, 0 elsewhere; rows without any are all 0."""
     known = np.isfinite(scores)
     filled = np.where(known, scores, -np.inf)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,14 @@ from retrieval_kd import relations
 from retrieval_kd.losses import find_loss
 from retrieval_kd.losses.labels import info_nce
 from retrieval_kd.losses.layers import layer_weights
-from retrieval_kd.recipe import LayerPairs, Regularizer, Term
+from retrieval_kd.recipe import LayerPairs, Regularizer, Soften, Term
 from retrieval_kd.regularizers import find_regularizer
 from retrieval_kd.relations import Grid
 from retrieval_kd.students import Outputs
-from retrieval_kd.targets import fuse, soften
+from retrieval_kd.targets import fuse, interpolate, soften_power, soften_top, soften_uniform
 from retrieval_kd.train.batches import Draw
 from retrieval_kd.train.controllers import TermState
-from retrieval_kd.train.selection import selection_features
+from retrieval_kd.train.selection import selection_features, softmax
 from retrieval_kd.trainset import TrainSet
 from retrieval_kd.types import InputError
 
@@ -68,7 +68,7 @@ def _compare(term: Term, step: Step, state: TermState) -> Tensor:
     if loss.of == "vectors":
         student = _vectors_of(learner, term.side, term)
         teacher = _target_vectors(term, step, student)
-        return cast(Tensor, loss.function(student, teacher, **options))
+        return loss.function(student, teacher, **options)
     grid = _grid(term, learner, step, state)
     if term.guide is not None:
         guide = _judged(term.guide.teacher, term, grid, step, state)
@@ -83,7 +83,7 @@ def _compare(term: Term, step: Step, state: TermState) -> Tensor:
         inputs["positive"] = grid.positive
     if "preference" in loss.needs:
         inputs["preference"] = _preferences(step.drawn, step.trainset).to(grid.values.device)
-    return cast(Tensor, loss.function(**inputs, **options))
+    return loss.function(**inputs, **options)
 
 
 def _grid(term: Term, outputs: Outputs, step: Step, state: TermState) -> Grid:
@@ -116,11 +116,22 @@ def _target(term: Term, grid: Grid, step: Step, state: TermState) -> Tensor:
     if places is not None:
         target = np.take_along_axis(target, places, axis=1)
     if term.soften is not None:
-        target = soften(target, **term.soften.model_dump(exclude_none=True))
+        target = _soften(target, term.soften)
     values = _tensor(target, grid.values)
-    if state.taid is not None:
-        values = (1 - state.taid.tau) * grid.values.detach() + state.taid.tau * values
-    return values
+    return values if state.taid is None else interpolate(grid.values.detach(), values, state.taid.tau)
+
+
+def _soften(scores: NDArray[np.float32], how: Soften) -> NDArray[np.float32]:
+    """Scores whose softmax is the softened softmax of `scores`; NaN where they are."""
+    known = np.isfinite(scores)
+    chance = np.where(known, softmax(scores), np.nan)
+    if how.power is not None:
+        chance = soften_power(chance, how.power)
+    if how.uniform_mix is not None:
+        chance = soften_uniform(chance, how.uniform_mix)
+    if how.top is not None:
+        chance = soften_top(chance, how.top)
+    return np.where(known, np.log(np.maximum(chance, 1e-30)), np.nan).astype(np.float32)
 
 
 def _judgements(
@@ -153,9 +164,7 @@ def _judged(name: str, term: Term, grid: Grid, step: Step, state: TermState) -> 
         vectors = _stored_vectors(name, term.side, step)
         return _tensor(vectors @ vectors.T, grid.values)
     if term.relation == "batch" and name in trainset.query_vectors and name in trainset.document_vectors:
-        return _tensor(
-            _stored_vectors(name, "query", step) @ _stored_vectors(name, "document", step).T, grid.values
-        )
+        return _tensor(_stored_vectors(name, "query", step) @ _stored_vectors(name, "document", step).T, grid.values)
     assert trainset.scores is not None
     scores = trainset.scores[list(trainset.teachers).index(name), drawn.queries]  # (B, K)
     own = np.take_along_axis(scores, drawn.places, axis=1)
@@ -198,7 +207,7 @@ def _select(term: Term, lists: NDArray[np.float32], grid: Grid, step: Step, stat
 
 
 def _row_weights(term: Term, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Weights (R,) from how sure the teacher is of a list, or how unsure the student: entropies over log of the length."""
+    """Weights (R,): how sure the teacher is of a list, or how unsure the student, as entropy over log length."""
     sure = term.row_weights == "teacher_confidence"
     scores = inputs["teacher" if sure else "student"].detach()
     temperature = (term.teacher_temperature or term.temperature) if sure else term.temperature
@@ -209,9 +218,7 @@ def _row_weights(term: Term, inputs: Mapping[str, Tensor]) -> Tensor:
     return (1 - doubt if sure else doubt).nan_to_num().clamp(min=0)
 
 
-def _layer_pairs(
-    layers: LayerPairs, below: int, above: int, seed: tuple[int, ...]
-) -> Sequence[tuple[int, int]]:
+def _layer_pairs(layers: LayerPairs, below: int, above: int, seed: tuple[int, ...]) -> Sequence[tuple[int, int]]:
     """Pairs (student layer, teacher layer), in order on both sides, the same ones for `every` steps."""
     rng = np.random.default_rng([*seed[:-1], 2, seed[-1] // layers.every])
     count = min(layers.count, below, above)
@@ -282,11 +289,13 @@ def cut(vectors: Tensor, width: int) -> Tensor:
 
 
 def penalty(regularizer: Regularizer, outputs: Outputs) -> Tensor:
-    """The unweighted value of one regularizer for one batch: the sum over the sides that it names."""
+    """The unweighted value of one regularizer for one batch; of both sides, the sum, or what it makes of the two."""
     function = find_regularizer(regularizer.name)
     sides = {"query": [outputs.queries], "document": [outputs.documents]}
-    vectors = sides.get(regularizer.side, [outputs.queries, outputs.documents])
-    return torch.stack([function(one, **regularizer.options) for one in vectors if one is not None]).sum()
+    vectors = [one for one in sides.get(regularizer.side, [outputs.queries, outputs.documents]) if one is not None]
+    if regularizer.name == "anti_zero":
+        return function(*vectors, **regularizer.options)
+    return torch.stack([function(one, **regularizer.options) for one in vectors]).sum()
 
 
 def _stored_vectors(name: str, side: str, step: Step) -> NDArray[np.float32]:

@@ -73,7 +73,9 @@ def test_documents_without_text_are_counted(folder: Path) -> None:
 def test_split_files_without_judgements(folder: Path) -> None:
     (folder / "queries.synthetic.jsonl").write_text(lines([{"_id": "s1", "text": "one"}, {"_id": "q1", "text": "two"}]))
     (folder / "queries.train.jsonl").write_text(lines([{"_id": "s9", "text": "not read"}]))
-    collection = load_beir(folder)
+    (folder / "queries.broken.jsonl").write_text("{")
+    assert sorted(load_beir(folder).splits) == ["test", "train"]  # who did not ask for them does not get them
+    collection = load_beir(folder, ["train", "synthetic", "dev"])
     assert sorted(collection.splits) == ["synthetic", "test", "train"]
     synthetic = collection.split("synthetic")
     assert (list(synthetic.ids), list(synthetic.texts), list(synthetic.qrels)) == (["s1", "q1"], ["one", "two"], [])
@@ -126,7 +128,7 @@ def test_unknown_documents_are_refused_or_counted(folder: Path) -> None:
 def test_bad_texts_name_file_and_line(folder: Path, file: str, raw: bytes, message: str) -> None:
     (folder / file).write_bytes(b'{"_id": "x", "text": "fine"}\n' + raw + b"\n")
     with pytest.raises(InputError, match=message):
-        load_beir(folder)
+        load_beir(folder, ["extra"])
 
 
 @pytest.mark.parametrize(

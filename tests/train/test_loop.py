@@ -21,8 +21,8 @@ from retrieval_kd.losses import find_loss, loss_names
 from retrieval_kd.recipe import Stage, Term, Training
 from retrieval_kd.students import Batch, Outputs, cross_encoder, dense
 from retrieval_kd.train.batches import Draw, draw
-from retrieval_kd.train.loop import train
 from retrieval_kd.train.controllers import TermState
+from retrieval_kd.train.loop import train
 from retrieval_kd.train.terms import Step, loss_of
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import Hits, InputError
@@ -61,6 +61,8 @@ def make_trainset(student: nn.Module) -> TrainSet:
         positive=positive,
         query_vectors={"a": rng.normal(size=(QUERIES, 16)).astype(np.float32)},
         document_vectors={"a": rng.normal(size=(DOCUMENTS, 16)).astype(np.float32)},
+        preference_pairs=rng.integers(0, WIDTH, (QUERIES, 9, 2)).astype(np.int32),
+        preferences=rng.random((QUERIES, 9)).astype(np.float32),
     )
 
 
@@ -74,6 +76,7 @@ FUSED = Term(loss="kl", teachers=("a", "b"), normalize="minmax", scale=5.0)
 IN_BATCH = Term(loss="info_nce", relation="batch")
 IMITATE = Term(loss="embedding_mse", teachers=("a",))
 SETTINGS = Training(seed=4, checkpoint_steps=100, micro_batch=8)
+
 
 @pytest.mark.parametrize("name", loss_names())
 def test_every_loss_falls(name: str, model: Path, tmp_path: Path) -> None:

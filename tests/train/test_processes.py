@@ -24,7 +24,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def run(model: Path, out: Path, recipe: str, launcher: list[str]) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+def run(
+    model: Path, out: Path, recipe: str, launcher: list[str]
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     out.mkdir()
     command = [sys.executable, *launcher, str(SCRIPT), str(model), str(out), recipe]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
