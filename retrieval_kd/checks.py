@@ -50,8 +50,9 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
             where = f"stages[{number}].terms[{place}]"
             loss = find_loss(term.loss)
             warnings += _check_term(recipe, number, term, loss, where, kinds)
-            cached = [name for name in term.teachers if name in kinds]
-            live |= {name for name in (term.of, *term.teachers) if name in {one.name for one in recipe.live}}
+            judges = [*term.teachers, *([term.guide.teacher] if term.guide else [])]
+            cached = [name for name in judges if name in kinds]
+            live |= {name for name in (term.of, *judges) if name in {one.name for one in recipe.live}}
             labels |= "positive" in loss.needs and term.relation != "cross"
             preferences |= "preference" in loss.needs
             if loss.of == "vectors" or term.relation in ("gram", "cross"):
@@ -125,6 +126,8 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
         raise InputError(f"{where}: relation 'cross' has positives and no teacher scores; use info_nce.")
     if term.relation == "gram" and "positive" in loss.needs:
         raise InputError(f"{where}: relation 'gram' has no positives; use a loss that compares with a teacher.")
+    if term.guide and (loss.of == "vectors" or term.relation in ("gram", "cross")):
+        raise InputError(f"{where}: guide denies negatives; there are none but with relations 'own' and 'batch'.")
     if term.queue and term.relation != "cross":
         raise InputError(f"{where}: queue belongs to relation 'cross'.")
     if term.relation == "batch":

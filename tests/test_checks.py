@@ -57,6 +57,10 @@ NCE = {"loss": "info_nce"}
         ({**KL, "teachers": ["minilm"], "relation": "cross"}, "relation 'cross' has positives and no teacher scores"),
         ({"loss": "pld", "teachers": ["minilm"], "relation": "gram"}, "relation 'gram' has no positives"),
         ({**KL, "queue": 10}, "queue belongs to relation 'cross'"),
+        (
+            {**KL, "teachers": ["minilm"], "relation": "gram", "guide": {"teacher": "minilm"}},
+            "guide denies negatives; there are none but with relations 'own' and 'batch'",
+        ),
         ({**KL, "relation": "batch"}, "kl with relation 'batch' needs teacher 'ce's scores for other"),
         (
             {"loss": "margin_mse", "teachers": ["ce"], "relation": "batch", "missing": "zero_probability"},
@@ -158,3 +162,6 @@ def test_what_stages_need() -> None:
     assert needs(terms({**NCE, "of": "tutor"})).live == {"tutor"}
     assert needs(terms(NCE, batching="cluster", cluster_by="minilm")).query_vectors == {"minilm"}
     assert needs(terms(KL, deny={"teacher": "ce"})).labels
+    guided = {**NCE, "relation": "batch", "guide": {"teacher": "minilm"}}
+    assert needs(terms(guided)).query_vectors == needs(terms(guided)).document_vectors == {"minilm"}
+    assert needs(terms({**guided, "guide": {"teacher": "colbert"}})).live == {"colbert"}
