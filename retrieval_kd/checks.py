@@ -140,6 +140,11 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
                 "queries' candidates, which are not stored; say what they count for (missing = 'drop' or "
                 "'zero_probability'), use relation 'own', or a bi_encoder teacher, whose vectors give all pairs."
             )
+    if term.relation in ("batch", "gram") and term.loss == "margin_mse":
+        raise InputError(
+            f"{where}: margin_mse takes the first column for the positive, which it is in relation 'own' alone; use "
+            "margin_mse_all."
+        )
     if term.missing == "zero_probability" and loss.of == "scores" and term.loss in UNBOUNDED:
         raise InputError(f"{where}: {term.loss} compares scores, not probabilities; missing = 'drop'.")
     if term.temperature != 1.0 and "temperature" not in loss.options:

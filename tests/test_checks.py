@@ -63,8 +63,12 @@ NCE = {"loss": "info_nce"}
         ),
         ({**KL, "relation": "batch"}, "kl with relation 'batch' needs teacher 'ce's scores for other"),
         (
-            {"loss": "margin_mse", "teachers": ["ce"], "relation": "batch", "missing": "zero_probability"},
-            "margin_mse compares scores, not probabilities",
+            {"loss": "mse", "teachers": ["ce"], "relation": "batch", "missing": "zero_probability"},
+            "mse compares scores, not probabilities",
+        ),
+        (
+            {"loss": "margin_mse", "teachers": ["minilm"], "relation": "batch"},
+            "margin_mse takes the first column for the positive",
         ),
         ({"loss": "margin_mse", "teachers": ["ce"], "temperature": 2.0}, "margin_mse has no temperature; use `scale`"),
         ({**NCE, "teacher_temperature": 2.0}, "info_nce has no teacher_temperature"),

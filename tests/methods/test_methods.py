@@ -139,7 +139,7 @@ def test_every_method_passes_every_check(name: str, tmp_path: Path) -> None:
     assert needs.live == live
     assert needs.preferences == ("preferences" in method["needs"])
     vectors = {role for role, what in roles_of(method).items() if what.startswith("embeddings")}
-    assert vectors >= needs.query_vectors | needs.document_vectors
+    assert vectors == needs.query_vectors | needs.document_vectors
     told = {name for term in _terms(recipe) for name in (*term.teachers, term.of)} - {"student", "snapshot"}
     other = {stage.cluster_by for stage in recipe.stages} | {stage.mine and stage.mine.by for stage in recipe.stages}
     other |= {term.guide.teacher for term in _terms(recipe) if term.guide}
