@@ -110,10 +110,6 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
     taught = "teacher" in loss.needs or loss.of == "vectors" or term.relation == "cross"
     cached = [name for name in term.teachers if name in kinds]
     check_options(loss, term.options, where)
-    if taught and not term.teachers:
-        raise InputError(f"{where}: {term.loss} compares with teachers; name them in `teachers`.")
-    if not taught and term.teachers and "preference" not in loss.needs:
-        raise InputError(f"{where}: {term.loss} learns from labels alone; it takes no `teachers`.")
     if loss.of == "vectors" or term.relation in ("gram", "cross"):
         what = f"{term.loss} with relation {term.relation!r}" if loss.of == "scores" else term.loss
         if len(term.teachers) != 1:
@@ -122,6 +118,10 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
             raise InputError(f"{where}: teacher {cached[0]!r} has no vectors to imitate; use a bi_encoder.")
         if recipe.student.kind == "cross_encoder":
             raise InputError(f"{where}: a cross_encoder student makes no vectors, which {what} needs here.")
+    if taught and not term.teachers:
+        raise InputError(f"{where}: {term.loss} compares with teachers; name them in `teachers`.")
+    if not taught and term.teachers and "preference" not in loss.needs:
+        raise InputError(f"{where}: {term.loss} learns from labels alone; it takes no `teachers`.")
     if term.relation == "cross" and "positive" not in loss.needs:
         raise InputError(f"{where}: relation 'cross' has positives and no teacher scores; use info_nce.")
     if term.relation == "gram" and "positive" in loss.needs:
@@ -136,7 +136,7 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
         listed = [name for name in cached if kinds[name] not in HAS_VECTORS]
         if listed and term.missing is None:
             raise InputError(
-                f"{where}: {term.loss} with relation 'batch' needs teacher {listed[0]!r}'s scores for other "
+                f"{where}: {term.loss} with relation 'batch' needs scores of teacher {listed[0]!r} for other "
                 "queries' candidates, which are not stored; say what they count for (missing = 'drop' or "
                 "'zero_probability'), use relation 'own', or a bi_encoder teacher, whose vectors give all pairs."
             )
@@ -152,7 +152,7 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
     if term.teacher_temperature is not None and "teacher_temperature" not in loss.options:
         raise InputError(f"{where}: {term.loss} has no teacher_temperature.")
     shaped = term.normalize != "none" or term.scale != 1.0 or term.soften or term.interpolate or term.select
-    if shaped and "teacher" not in loss.needs:
+    if shaped and ("teacher" not in loss.needs or loss.of == "vectors"):
         raise InputError(f"{where}: `normalize`, `scale` and the like change teacher scores; {term.loss} reads none.")
     if term.row_weights != "none" and "teacher" not in loss.needs:
         raise InputError(f"{where}: row_weights go by teacher and student; {term.loss} has no teacher.")

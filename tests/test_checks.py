@@ -53,7 +53,7 @@ NCE = {"loss": "info_nce"}
         ({"loss": "embedding_mse", "teachers": ["ce", "two"]}, "exactly one teacher, not 2"),
         ({"loss": "embedding_mse", "teachers": ["ce"]}, "teacher 'ce' has no vectors to imitate; use a bi_encoder"),
         ({**KL, "relation": "gram"}, "teacher 'ce' has no vectors to imitate"),
-        ({**NCE, "relation": "cross"}, "compares with teachers; name them"),
+        ({**NCE, "relation": "cross"}, "exactly one teacher, not 0"),
         ({**KL, "teachers": ["minilm"], "relation": "cross"}, "relation 'cross' has positives and no teacher scores"),
         ({"loss": "pld", "teachers": ["minilm"], "relation": "gram"}, "relation 'gram' has no positives"),
         ({**KL, "queue": 10}, "queue belongs to relation 'cross'"),
@@ -61,7 +61,7 @@ NCE = {"loss": "info_nce"}
             {**KL, "teachers": ["minilm"], "relation": "gram", "guide": {"teacher": "minilm"}},
             "guide denies negatives; there are none but with relations 'own' and 'batch'",
         ),
-        ({**KL, "relation": "batch"}, "kl with relation 'batch' needs teacher 'ce's scores for other"),
+        ({**KL, "relation": "batch"}, "kl with relation 'batch' needs scores of teacher 'ce' for other"),
         (
             {"loss": "mse", "teachers": ["ce"], "relation": "batch", "missing": "zero_probability"},
             "mse compares scores, not probabilities",

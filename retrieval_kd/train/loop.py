@@ -55,7 +55,7 @@ def train(
     `key` identifies what is trained on what: a checkpoint of something else is not taken up.
     """
     tracked = list(settings.trackers)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=tracked, project_dir=folder)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=tracked or None, project_dir=folder)
     if tracked:
         accelerator.init_trackers("retrieval_kd", config=stage.model_dump(mode="json"))
     views = {"student": student, **(live or {}), **({} if snapshot is None else {"snapshot": snapshot})}

@@ -26,6 +26,7 @@ from retrieval_kd.train.selection import selection_features, softmax
 from retrieval_kd.trainset import TrainSet
 from retrieval_kd.types import InputError
 
+SAME_SPACE = {"embedding_mse", "embedding_cosine"}  # losses whose vectors have the same coordinates
 FAR = 1e4  # below a list's best score: probability 0
 
 
@@ -62,8 +63,11 @@ def loss_of(term: Term, step: Step, state: TermState) -> Tensor:
 
 def _compare(term: Term, step: Step, state: TermState) -> Tensor:
     loss = find_loss(term.loss)
-    known = {"temperature": term.temperature, "teacher_temperature": term.teacher_temperature}
-    options = {name: value for name, value in known.items() if name in loss.options} | term.options
+    options = dict(term.options)
+    if "temperature" in loss.options:
+        options["temperature"] = term.temperature
+    if term.teacher_temperature is not None:
+        options["teacher_temperature"] = term.teacher_temperature
     learner = step.views[term.of]
     if loss.of == "vectors":
         student = _vectors_of(learner, term.side, term)
@@ -273,7 +277,7 @@ def _target_vectors(term: Term, step: Step, like: Tensor) -> Tensor:
         teacher = _tensor(_stored_vectors(name, term.side, step), like)
     if step.width is not None:
         return cut(teacher, step.width)
-    if teacher.shape[1] != like.shape[1] and (term.relation == "cross" or find_loss(term.loss).of == "vectors"):
+    if teacher.shape[1] != like.shape[1] and (term.relation == "cross" or term.loss in SAME_SPACE):
         raise InputError(
             f"the student's vectors have {like.shape[1]} coordinates and teacher {name!r}'s {teacher.shape[1]}; "
             f"set student.project = {teacher.shape[1]}, or imitate relations (relation = 'gram')."

@@ -173,7 +173,7 @@ def test_micro_batches_and_missing_candidates(models: dict[str, str]) -> None:
         torch.testing.assert_close(grid, grids[0], atol=1e-5, rtol=0)
     full = vectors(student, QUERIES, DOCUMENTS)[2]
     np.testing.assert_allclose(grids[0][:, 0], full[np.arange(6), columns[:, 0]], atol=1e-5)
-    assert (alone.scores.shape, alone.documents) == ((6, 0), None)
+    assert (alone.scores.shape, alone.grid.shape) == ((6, 0), (6, 0))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tiny import WORDS, tiny_sentence_transformer
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from retrieval_kd.losses import find_loss, loss_names
+from retrieval_kd.losses import find_loss
 from retrieval_kd.recipe import Stage, Term, Training
 from retrieval_kd.students import Batch, Outputs, cross_encoder, dense
 from retrieval_kd.train.batches import Draw, draw
@@ -78,8 +78,8 @@ IMITATE = Term(loss="embedding_mse", teachers=("a",))
 SETTINGS = Training(seed=4, checkpoint_steps=100, micro_batch=8)
 
 
-@pytest.mark.parametrize("name", loss_names())
-def test_every_loss_falls(name: str, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["embedding_mse", "info_nce", "kl", "margin_mse", "pld", "ranknet"])
+def test_losses_of_every_need_fall(name: str, model: Path, tmp_path: Path) -> None:
     loss = find_loss(name)
     term = Term(loss=name, teachers=("a",) if loss.of == "vectors" or "teacher" in loss.needs else ())
     student = dense.load(dense.Options(model=str(model)))
