@@ -50,8 +50,9 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
             where = f"stages[{number}].terms[{place}]"
             loss = find_loss(term.loss)
             warnings += _check_term(recipe, number, term, loss, where, kinds)
-            cached = [name for name in term.teachers if name in kinds]
-            live |= {name for name in (term.of, *term.teachers) if name in {one.name for one in recipe.live}}
+            judges = [*term.teachers, *([term.guide.teacher] if term.guide else [])]
+            cached = [name for name in judges if name in kinds]
+            live |= {name for name in (term.of, *judges) if name in {one.name for one in recipe.live}}
             labels |= "positive" in loss.needs and term.relation != "cross"
             preferences |= "preference" in loss.needs
             if loss.of == "vectors" or term.relation in ("gram", "cross"):
@@ -128,6 +129,8 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
         raise InputError(f"{where}: relation 'cross' has positives and no teacher scores; use info_nce.")
     if term.relation == "gram" and "positive" in loss.needs:
         raise InputError(f"{where}: relation 'gram' has no positives; use a loss that compares with a teacher.")
+    if term.guide and (loss.of == "vectors" or term.relation in ("gram", "cross")):
+        raise InputError(f"{where}: guide denies negatives; there are none but with relations 'own' and 'batch'.")
     if term.queue and term.relation != "cross":
         raise InputError(f"{where}: queue belongs to relation 'cross'.")
     if term.relation == "batch":
@@ -140,6 +143,11 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
                 "queries' candidates, which are not stored; say what they count for (missing = 'drop' or "
                 "'zero_probability'), use relation 'own', or a bi_encoder teacher, whose vectors give all pairs."
             )
+    if term.relation in ("batch", "gram") and term.loss == "margin_mse":
+        raise InputError(
+            f"{where}: margin_mse takes the first column for the positive, which it is in relation 'own' alone; use "
+            "margin_mse_all."
+        )
     if term.missing == "zero_probability" and loss.of == "scores" and term.loss in UNBOUNDED:
         raise InputError(f"{where}: {term.loss} compares scores, not probabilities; missing = 'drop'.")
     if term.temperature != 1.0 and "temperature" not in loss.options:

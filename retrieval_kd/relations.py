@@ -64,7 +64,7 @@ def cross(student: Tensor, teacher: Tensor, texts: Tensor, queue: Tensor, queue_
     """Student vectors against the teacher's vectors of the batch and of the queue; a text's own is its positive.
 
     Shapes: student, teacher (n, D), texts (n,), queue (m, D), queue_texts (m,).
-    Source: CKD, arXiv:2109.08407.
+    Source: CKD, Gao et al. 2021 (DistilCSE), arXiv:2112.05638.
     """
     values = student @ torch.cat([teacher, queue]).T  # (n, n + m)
     same = texts[:, None] == torch.cat([texts, queue_texts])[None, :]

@@ -57,10 +57,18 @@ NCE = {"loss": "info_nce"}
         ({**KL, "teachers": ["minilm"], "relation": "cross"}, "relation 'cross' has positives and no teacher scores"),
         ({"loss": "pld", "teachers": ["minilm"], "relation": "gram"}, "relation 'gram' has no positives"),
         ({**KL, "queue": 10}, "queue belongs to relation 'cross'"),
+        (
+            {**KL, "teachers": ["minilm"], "relation": "gram", "guide": {"teacher": "minilm"}},
+            "guide denies negatives; there are none but with relations 'own' and 'batch'",
+        ),
         ({**KL, "relation": "batch"}, "kl with relation 'batch' needs scores of teacher 'ce' for other"),
         (
-            {"loss": "margin_mse", "teachers": ["ce"], "relation": "batch", "missing": "zero_probability"},
-            "margin_mse compares scores, not probabilities",
+            {"loss": "mse", "teachers": ["ce"], "relation": "batch", "missing": "zero_probability"},
+            "mse compares scores, not probabilities",
+        ),
+        (
+            {"loss": "margin_mse", "teachers": ["minilm"], "relation": "batch"},
+            "margin_mse takes the first column for the positive",
         ),
         ({"loss": "margin_mse", "teachers": ["ce"], "temperature": 2.0}, "margin_mse has no temperature; use `scale`"),
         ({**NCE, "teacher_temperature": 2.0}, "info_nce has no teacher_temperature"),
@@ -158,3 +166,6 @@ def test_what_stages_need() -> None:
     assert needs(terms({**NCE, "of": "tutor"})).live == {"tutor"}
     assert needs(terms(NCE, batching="cluster", cluster_by="minilm")).query_vectors == {"minilm"}
     assert needs(terms(KL, deny={"teacher": "ce"})).labels
+    guided = {**NCE, "relation": "batch", "guide": {"teacher": "minilm"}}
+    assert needs(terms(guided)).query_vectors == needs(terms(guided)).document_vectors == {"minilm"}
+    assert needs(terms({**guided, "guide": {"teacher": "colbert"}})).live == {"colbert"}

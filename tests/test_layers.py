@@ -23,7 +23,7 @@ LAYERS = [
     | {"lora", "pair_head", "pooling", "token_vectors"},
     {"candidates", "scoring", "trainset", "train", "evaluate", "export", "report"},
     {"pipeline"},
-    {"cli", "server", "__main__"},
+    {"cli", "cli_methods", "server", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OF_KINDS = {"teachers", "students", "index"}

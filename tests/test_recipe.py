@@ -18,7 +18,7 @@ from retrieval_kd.recipe import Component, Recipe, Rendering, kind_module, kinds
 from retrieval_kd.types import InputError
 
 PACKAGE = Path(retrieval_kd.__file__).parent
-SHIPPED = sorted([*PACKAGE.rglob("*.toml"), *(PACKAGE.parent / "scripts" / "recipes").rglob("*.toml")])
+SHIPPED = sorted([*PACKAGE.glob("*.toml"), *(PACKAGE.parent / "scripts" / "recipes").rglob("*.toml")])
 
 GOOD = """
 [data]

@@ -1,0 +1,55 @@
+"""`rkd methods`: the published methods that a recipe can name."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from retrieval_kd.methods import method_names, method_text, read_method
+
+app = typer.Typer(help="List the published methods that a recipe can use by `method = NAME`.", add_completion=False)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table.")]
+Json = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line.")]
+
+
+@app.callback(invoke_without_command=True)
+def methods(context: typer.Context, quiet: Quiet = False, json_: Json = False) -> None:
+    """List the published methods that a recipe can use by `method = NAME`.
+
+    rkd methods show margin_mse
+    """
+    if context.invoked_subcommand:
+        return
+    facts = [{"name": name, **_facts(read_method(name))} for name in method_names()]
+    if not quiet and not json_:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("name", "title", "needs", "trains")
+        for fact in facts:
+            table.add_row(fact["name"], fact["title"], *(", ".join(fact[key]) or "-" for key in ("needs", "trains")))
+        Console().print(table)
+        typer.echo("rkd methods show NAME prints one, with its paper, figures, pitfalls, roles and stages.")
+    if json_:
+        typer.echo(json.dumps({"methods": facts}, ensure_ascii=False))
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A method, as `rkd methods` lists it.", show_default=False)],
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Print the file of a method: its facts, the teachers that it expects, and what it adds to a recipe."""
+    text = method_text(name)
+    if not quiet and not json_:
+        typer.echo(text, nl=False)
+    if json_:
+        typer.echo(json.dumps({"name": name, **read_method(name)}, ensure_ascii=False))
+
+
+def _facts(method: dict[str, Any]) -> dict[str, Any]:
+    return {key: method[key] for key in ("title", "paper", "needs", "trains")}
