@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retrieval_kd.losses import Loss, check_options, find_loss
@@ -68,12 +66,7 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
 
 def _check_stage(recipe: Recipe, number: int, stage: Stage, kinds: dict[str, str]) -> None:
     where = f"stages[{number}]"
-    names = [*kinds, *(live.name for live in recipe.live)]
-    known = [*names, "student", "snapshot"]
     for term in stage.terms:
-        for name in (*term.teachers, term.of, *([term.guide.teacher] if term.guide else [])):
-            if name not in known:
-                raise InputError(f"{where} uses teacher {name!r}, which is not defined{_near(name, known)}")
         if number == 0 and "snapshot" in (*term.teachers, term.of):
             raise InputError(f"{where}: the first stage has no snapshot, which is what the stage before it left.")
     for key, teacher in (("deny", stage.deny), ("filter", stage.filter)):
@@ -87,7 +80,7 @@ def _check_stage(recipe: Recipe, number: int, stage: Stage, kinds: dict[str, str
         raise InputError(f"{where}.filter reads the student's ranks; add mine = {{ by = 'student' }}.")
     if stage.mine and stage.mine.by not in ("student", *kinds):
         raise InputError(
-            f"{where}.mine.by is {stage.mine.by!r}; it is the student or a teacher{_near(stage.mine.by, known)}"
+            f"{where}.mine.by is {stage.mine.by!r}, which cannot search; name the student or a stored teacher."
         )
     student = kind_module("students", recipe.student.kind)
     if stage.widths and not student.SEARCHES:
@@ -150,7 +143,7 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
         )
     if term.missing == "zero_probability" and loss.of == "scores" and term.loss in UNBOUNDED:
         raise InputError(f"{where}: {term.loss} compares scores, not probabilities; missing = 'drop'.")
-    if term.temperature != 1.0 and "temperature" not in loss.options:
+    if term.temperature is not None and "temperature" not in loss.options:
         raise InputError(f"{where}: {term.loss} has no temperature; use `scale` to stretch its target.")
     if term.teacher_temperature is not None and "teacher_temperature" not in loss.options:
         raise InputError(f"{where}: {term.loss} has no teacher_temperature.")
@@ -194,8 +187,3 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
 def _bounded(recipe: Recipe) -> bool:
     """Whether the recipe itself says that the student's vectors have unit length."""
     return recipe.student.kind == "dense" and recipe.student.options.get("normalize") is True
-
-
-def _near(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else "."

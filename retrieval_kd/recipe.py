@@ -247,7 +247,7 @@ class Term(Table):
     soften: Soften | None = None
     interpolate: Interpolate | None = None
     scale: float = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float | None, Field(gt=0)] = None  # absent: the loss's own, mostly 1
     teacher_temperature: Annotated[float | None, Field(gt=0)] = None  # absent: `temperature`
     options: dict[str, Any] = {}  # what else the loss takes
     relation: Literal["own", "batch", "gram", "cross"] = "own"
@@ -335,6 +335,13 @@ class Stage(Table):
     regularizers: tuple[Regularizer, ...] = ()
     average: Average | None = None
 
+    @property
+    def names_used(self) -> list[str]:
+        """The teachers that the stage names, and who learns from them."""
+        guides = [rule.teacher for rule in (self.deny, self.filter, *(term.guide for term in self.terms)) if rule]
+        others = [self.cluster_by, self.mine.by if self.mine else None, *guides]
+        return [*(name for term in self.terms for name in (*term.teachers, term.of)), *filter(None, others)]
+
 
 class Validation(Table):
     """Early stopping, and the best checkpoint, by nDCG@10 of the student re-ranking a split's candidates."""
@@ -399,6 +406,13 @@ class Recipe(Table):
             raise ValueError(f"two teachers are called {sorted(doubled)[0]!r}; names are unique")
         if taken := {"student", "snapshot"} & set(every):
             raise ValueError(f"a teacher is called {sorted(taken)[0]!r}, which names the student here; rename it")
+        known = [*every, "student", "snapshot"]
+        for number, stage in enumerate(self.stages):
+            for name in stage.names_used:
+                if name not in known:
+                    raise ValueError(
+                        f"stages[{number}] uses teacher {name!r}, which is not defined{_did_you_mean(name, known)}"
+                    )
         readers = {f"teacher {teacher.name!r}": teacher.render for teacher in self.teachers}
         readers |= {f"candidate source {source.kind!r}": source.render for source in self.candidates.sources}
         for reader, render in {**readers, "the student": self.student.render}.items():

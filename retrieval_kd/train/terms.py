@@ -63,11 +63,8 @@ def loss_of(term: Term, step: Step, state: TermState) -> Tensor:
 
 def _compare(term: Term, step: Step, state: TermState) -> Tensor:
     loss = find_loss(term.loss)
-    options = dict(term.options)
-    if "temperature" in loss.options:
-        options["temperature"] = term.temperature
-    if term.teacher_temperature is not None:
-        options["teacher_temperature"] = term.teacher_temperature
+    given = {"temperature": term.temperature, "teacher_temperature": term.teacher_temperature}
+    options = {name: value for name, value in given.items() if value is not None} | term.options
     learner = step.views[term.of]
     if loss.of == "vectors":
         student = _vectors_of(learner, term.side, term)
@@ -214,7 +211,7 @@ def _row_weights(term: Term, inputs: Mapping[str, Tensor]) -> Tensor:
     """Weights (R,): how sure the teacher is of a list, or how unsure the student, as entropy over log length."""
     sure = term.row_weights == "teacher_confidence"
     scores = inputs["teacher" if sure else "student"].detach()
-    temperature = (term.teacher_temperature or term.temperature) if sure else term.temperature
+    temperature = (term.teacher_temperature if sure else None) or term.temperature or 1.0
     valid = inputs["valid"]
     log_chance = torch.log_softmax(torch.where(valid, scores / temperature, -torch.inf), 1)
     terms = torch.where(valid, log_chance.exp() * log_chance, 0.0)
