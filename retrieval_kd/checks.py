@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retrieval_kd.losses import Loss, check_options, find_loss
-from retrieval_kd.recipe import Recipe, Stage, Term
+from retrieval_kd.recipe import Recipe, Stage, Term, kind_module
 from retrieval_kd.regularizers import find_regularizer
 from retrieval_kd.types import InputError
 
@@ -89,7 +89,10 @@ def _check_stage(recipe: Recipe, number: int, stage: Stage, kinds: dict[str, str
         raise InputError(
             f"{where}.mine.by is {stage.mine.by!r}; it is the student or a teacher{_near(stage.mine.by, known)}"
         )
-    if stage.mine and stage.mine.by == "student" and recipe.student.kind in ("cross_encoder", "pair_head"):
+    student = kind_module("students", recipe.student.kind)
+    if stage.widths and not student.SEARCHES:
+        raise InputError(f"{where}.widths cuts vectors whose products are scores; a {recipe.student.kind} has none.")
+    if stage.mine and stage.mine.by == "student" and not student.SEARCHES:
         raise InputError(f"{where}.mine: a {recipe.student.kind} student cannot search; mine by a teacher that can.")
     if stage.average and any(not 0 <= other < number for other in stage.average.stages):
         raise InputError(f"{where}.average.stages names a stage that is not before it.")
@@ -116,8 +119,8 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
             raise InputError(f"{where}: {what} imitates the vectors of exactly one teacher, not {len(term.teachers)}.")
         if cached and kinds[cached[0]] not in HAS_VECTORS:
             raise InputError(f"{where}: teacher {cached[0]!r} has no vectors to imitate; use a bi_encoder.")
-        if recipe.student.kind == "cross_encoder":
-            raise InputError(f"{where}: a cross_encoder student makes no vectors, which {what} needs here.")
+        if not kind_module("students", recipe.student.kind).VECTORS:
+            raise InputError(f"{where}: a {recipe.student.kind} student makes no vectors, which {what} needs here.")
     if taught and not term.teachers:
         raise InputError(f"{where}: {term.loss} compares with teachers; name them in `teachers`.")
     if not taught and term.teachers and "preference" not in loss.needs:

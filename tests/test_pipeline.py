@@ -91,7 +91,7 @@ kind = "bm25"
 """
 
 BEFORE_TRAINING = ["candidates/train", "candidates/test", "scores/test", "scores/train", "trainset"]
-SINCE_TRAINING = ["student", "index", "served", "runs"]
+SINCE_TRAINING = ["stages/0", "student", "index", "served", "runs"]
 BASELINES = ["baselines/bm25", "baselines/teacher"]
 
 

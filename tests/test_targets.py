@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 from scipy.stats import zscore as scipy_zscore
 
-from retrieval_kd.targets import fuse, minmax, zscore
+from retrieval_kd.targets import fuse, log_odds, minmax, rank, zscore
+from retrieval_kd.types import InputError
 
 NAN, INF = np.nan, np.inf
 TWO = np.array([[[2, 1, 0, -1]], [[3, 2.5, -1, 0]]], np.float32)  # (T=2, Q=1, K=4)
@@ -70,3 +72,52 @@ def test_each_teacher_is_normalised_over_its_own_places() -> None:
     scores = TWO.copy()
     scores[0, 0, 0] = NAN  # the first teacher's highest
     np.testing.assert_allclose(fuse(scores, "minmax")[0, 1], (1 + 3.5 / 4) / 2, rtol=1e-5)
+
+
+def test_rank_agrees_with_scipy() -> None:
+    scores = np.random.default_rng(2).integers(0, 5, (3, 6, 9)).astype(np.float32)
+    scores[0, 1, 3], scores[1, 2, :4], scores[2, 5] = -INF, NAN, NAN
+    expected = rankdata(np.where(np.isfinite(scores), -scores, NAN), axis=-1, nan_policy="omit")
+    got = rank(scores)
+    np.testing.assert_array_equal(got, expected)
+    assert got.dtype == np.float32
+
+
+def test_normalised_by_rank_and_by_log_odds() -> None:
+    ranked = np.array([[1, 1 / 2, 1 / 3, 1 / 4], [1, 1 / 2, 1 / 4, 1 / 3]])
+    np.testing.assert_allclose(fuse(TWO, "rank")[0], ranked.mean(0), rtol=1e-6)
+    chances = np.array([[[0.5, 0.9]], [[0.2, 0.5]]], np.float32)
+    np.testing.assert_allclose(fuse(chances, "log_odds")[0], [np.log(1 / 4) / 2, np.log(9) / 2], rtol=1e-5)
+    with pytest.raises(InputError, match="log_odds takes probabilities, from 0 to 1; it was given 2"):
+        fuse(TWO, "log_odds")
+
+
+def test_each_teacher_may_be_normalised_in_its_own_way() -> None:
+    got = fuse(np.stack([TWO[0], np.float32([[0.5, 0.9, 0.2, 0.5]])]), ("zscore", "log_odds"))
+    np.testing.assert_allclose(got, (zscore(TWO[0]) + log_odds(np.float32([[0.5, 0.9, 0.2, 0.5]]))) / 2, rtol=1e-5)
+    with pytest.raises(ValueError, match="zip"):
+        fuse(TWO, ("zscore",))
+
+
+def test_a_query_may_choose_its_teachers() -> None:
+    rng = np.random.default_rng(4)
+    scores = rng.normal(size=(3, 5, 4)).astype(np.float32)
+    scores[1, :, 2] = NAN  # what a teacher that is not chosen leaves open does not count
+    select = np.array([[1, 0, 1, 0, 1], [1, 1, 0, 0, 0], [1, 0, 1, 1, 0]], bool)
+    before = select.copy()
+    got = fuse(scores, shares=(1.0, 2.0, 3.0), scale=2.0, select=select)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got[0], 2 * (scores[0, 0] + 2 * scores[1, 0] + 3 * scores[2, 0]) / 6, rtol=1e-5)
+    np.testing.assert_allclose(got[1], 2 * scores[1, 1], rtol=1e-5)
+    np.testing.assert_allclose(got[2], 2 * (scores[0, 2] + 3 * scores[2, 2]) / 4, rtol=1e-5)
+    np.testing.assert_allclose(got[3], 2 * scores[2, 3], rtol=1e-5)
+    np.testing.assert_allclose(got[4], 2 * scores[0, 4], rtol=1e-5)
+    np.testing.assert_array_equal(select, before)
+    everyone = fuse(scores, "zscore", shares=(1.0, 2.0, 3.0), select=np.ones((3, 5), bool))
+    np.testing.assert_allclose(everyone, fuse(scores, "zscore", shares=(1.0, 2.0, 3.0)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_query_that_chooses_none_has_no_target() -> None:
+    got = fuse(np.concatenate([TWO, TWO], 1), select=np.array([[False, True], [False, False]]))
+    assert np.isnan(got[0]).all()
+    np.testing.assert_array_equal(got[1], TWO[0, 0])

@@ -35,27 +35,21 @@ def evaluate(workspace: Workspace) -> dict[str, Any]:
     facts = {
         "recipe": workspace.path.name,
         "training_queries": len(workspace.train_queries),
-        "seconds": {name: _seconds(workspace.folder / name) for name in _STAGES if _made(workspace.folder / name)},
+        "seconds": {name: _seconds(workspace.folder / name) for name in _made_stages(workspace)},
     }
     split = workspace.recipe.data.test
     return write_report(workspace.folder / "report", systems, workspace.collection, split, baseline, facts)
 
 
-_STAGES = (
-    "candidates/train",
-    "candidates/test",
-    "scores/train",
-    "scores/test",
-    "trainset",
-    "student",
-    "index",
-    "served",
-    "runs",
-)
+def _made_stages(workspace: Workspace) -> list[str]:
+    """The stages that are there, in the order in which they are made."""
+    numbers = range(len(workspace.recipe.stages))
+    training = [name for number in numbers for name in (f"mined/{number}", f"stages/{number}")]
+    names = [*_BEFORE_TRAINING, *training, "student", "index", "served", "runs"]
+    return [name for name in names if (workspace.folder / name / "manifest.json").exists()]
 
 
-def _made(folder: Path) -> bool:
-    return (folder / "manifest.json").exists()
+_BEFORE_TRAINING = ("candidates/train", "candidates/test", "scores/train", "scores/test", "trainset")
 
 
 def _seconds(folder: Path) -> float:

@@ -69,9 +69,9 @@ def _stage_folder(workspace: Workspace, number: int) -> Path:
 
 
 def _save_start(workspace: Workspace, key: str) -> None:
-    """The untrained student, where the first stage mines with it."""
+    """The untrained student, where the first stage mines with it or there is none."""
     first = workspace.recipe.stages[:1]
-    if not first or first[0].mine is None or first[0].mine.by == "student":
+    if not first or (first[0].mine is not None and first[0].mine.by == "student"):
         workspace.make("stages/start", key, lambda folder: _save(workspace.student, {}, folder))
 
 

@@ -19,7 +19,7 @@ from retrieval_kd.files import atomic, fingerprint, hash_texts, read_json, write
 from retrieval_kd.gather import process
 from retrieval_kd.progress import say
 from retrieval_kd.pseudo_queries import make_pseudo_queries
-from retrieval_kd.recipe import Component, Rendering, RunFiles, Source, load_recipe, options, parse
+from retrieval_kd.recipe import Component, Rendering, RunFiles, Source, kind_module, load_recipe, options, parse
 from retrieval_kd.students import load_student
 from retrieval_kd.teachers import Teacher, load_teacher
 from retrieval_kd.types import ORIGINAL, Collection, InputError, Queries
@@ -183,8 +183,12 @@ class Workspace:
 
     @property
     def reranks(self) -> bool:
-        """Whether the student reads pairs, so that it can re-rank and nothing else."""
-        return self.recipe.student.kind == "cross_encoder"
+        """Whether the student can re-rank and nothing else."""
+        return not self._student_module.SEARCHES
+
+    @property
+    def _student_module(self) -> Any:
+        return kind_module("students", self.recipe.student.kind)
 
     @cached_property
     def trained(self) -> Teacher:
@@ -194,9 +198,9 @@ class Workspace:
 
     def student_as_teacher(self, folder: Path) -> Component:
         """The teacher that a student saved in `folder` is."""
-        kind = "cross_encoder" if self.reranks else "bi_encoder"
+        kind = self._student_module.TEACHER
         settings = {"model": str(folder), "precision": self.recipe.precision}
-        if self.reranks:
+        if kind == "cross_encoder":  # its folder does not hold the length that it was trained with
             settings["max_length"] = self.student.max_length
         return Component(kind=kind, **settings)
 

@@ -1,8 +1,9 @@
 """Students: what is trained. The kind in a recipe is the module's name.
 
 A module declares `Options` and `load(options)`; what it loads is a Student, an nn.Module whose forward
-pass takes a Batch and gives Outputs. A student that encodes sides apart (`towers`) can be indexed
-and exported; one that reads pairs can only re-rank.
+pass takes a Batch and gives Outputs. It also declares `TEACHER`, the kind of teacher that reads its saved
+folder; `VECTORS`, whether each text has one vector; and `SEARCHES`, whether scores are products of those, so
+that the student can be indexed and exported. One that does not search re-ranks.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Outputs:
     """What a student makes of a batch: scores of the candidates and, from one that encodes sides apart, the rest.
 
     Shapes: scores (B, C), 0 where there is no candidate; grid (B, U), every query against every document;
-    queries (B, D) and documents (U, D), the vectors whose products the grid holds, where it is made of
-    such. `layers` are the same for each layer, first to last, when the batch asks for them.
+    queries (B, D) and documents (U, D), where a text has one vector. `layers` are the same for each layer, first to
+    last, when the batch asks for them.
     """
 
     scores: Tensor

@@ -20,10 +20,15 @@ from sentence_transformers.base.modules import Normalize, Router
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
+from retrieval_kd.lora import Lora, add_lora, merged
 from retrieval_kd.recipe import Positive, Table
 from retrieval_kd.students import Batch, Outputs, own_scores
 from retrieval_kd.towers import Side, Towers, load_towers, run_tower, tokenize
 from retrieval_kd.types import InputError
+
+TEACHER = "bi_encoder"  # the kind that reads a saved student
+VECTORS = True  # whether each text has one
+SEARCHES = True  # its vectors can be indexed
 
 
 class Tower(Table):
@@ -36,6 +41,7 @@ class Tower(Table):
     normalize: bool | None = None  # vectors of unit length; absent: as the model does
     project: Positive | None = None  # width of a linear layer after pooling
     max_length: Positive | None = None  # tokens; absent: the model's own
+    lora: Lora | None = None  # train low-rank updates of the transformer alone; saved, they are part of its weights
 
 
 class Document(Tower):
@@ -86,7 +92,7 @@ class DenseStudent(nn.Module):
         return replace(layers[-1], layers=layers if batch.layers else ())
 
     def save(self, folder: Path) -> None:
-        self.towers.model.save(str(folder), create_model_card=False)
+        merged(self.towers.model).save(str(folder), create_model_card=False)
 
 
 def _outputs(queries: Tensor, documents: Tensor, columns: Tensor) -> Outputs:
@@ -117,6 +123,12 @@ def load(options: Options) -> DenseStudent:
         for module in towers.query.modules():
             if isinstance(module, nn.Dropout):
                 module.p = options.dropout
+    if options.lora is not None:
+        add_lora(towers.query, options.lora)
+    if options.document is not None and options.document.lora is not None:
+        if options.document.frozen:
+            raise InputError("student.document is frozen, so that student.document.lora would train nothing.")
+        add_lora(towers.document, options.document.lora)
     return DenseStudent(towers, options.document is not None and options.document.frozen)
 
 

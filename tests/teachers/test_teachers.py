@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import colbert
 import numpy as np
 import pytest
 import sentence_transformers
@@ -16,6 +17,7 @@ from tiny import WORDS, tiny_sentence_transformer
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from retrieval_kd.recipe import Component, kinds
+from retrieval_kd.students import load_student
 from retrieval_kd.teachers import Embedder, Retriever, Teacher, bi_encoder, bm25, cross_encoder, load_teacher
 from retrieval_kd.types import InputError
 
@@ -44,6 +46,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     raw = tiny_sentence_transformer(folder / "raw-transformer", normalize=False)
     raw.prompts = {"query": "find: ", "document": "text: "}
     raw.save(str(folder / "raw"))
+    colbert.stanford(folder / "colbert")
+    for seed, name in enumerate(("head", "head-other")):
+        (folder / name).mkdir()
+        student = Component(kind="pair_head", model=str(folder / "tower"), hidden=[8])
+        load_student(student, seed).save(folder / name)  # type: ignore[operator]
     classifier(folder / "one", 1)
     classifier(folder / "one-other", 1, seed=1)
     classifier(folder / "two", 2)
@@ -59,7 +66,13 @@ def load(models: dict[str, Path]) -> Load:
     """Load a teacher by kind, with a model that suits it."""
 
     def load_kind(kind: str, model: str | None = None, documents: Sequence[str] = DOCUMENTS, **options: Any) -> Teacher:
-        default = {"bi_encoder": "tower", "cross_encoder": "one", "bm25": None}[kind]
+        default = {
+            "bi_encoder": "tower",
+            "bm25": None,
+            "cross_encoder": "one",
+            "late_interaction": "colbert",
+            "pair_head": "head",
+        }[kind]
         if model or default:
             options["model"] = str(models[model or default])
         return load_teacher(Component(kind=kind, **options), documents)
@@ -73,14 +86,15 @@ def test_contract(kind: str, load: Load) -> None:
     teacher = load(kind)
     assert isinstance(teacher, Teacher)
     assert [len(teacher.render(QUERIES, side)) for side in ("query", "document")] == [5, 5]
-    scores = teacher.score(teacher.render(LEFT, "query"), teacher.render(RIGHT, "document"))
+    left, right = teacher.render(LEFT, "query"), teacher.render(RIGHT, "document")
+    scores = teacher.score(left, right)
     assert (scores.shape, scores.dtype) == ((len(PAIRS),), np.float32)
     assert np.isfinite(scores).all()
     assert scores.std() > 0
     order = np.random.default_rng(1).permutation(len(PAIRS))
-    shuffled = teacher.score([LEFT[i] for i in order], [RIGHT[i] for i in order])
+    shuffled = teacher.score([left[i] for i in order], [right[i] for i in order])
     np.testing.assert_allclose(shuffled, scores[order], atol=1e-5)
-    np.testing.assert_allclose(teacher.score(LEFT[:1], RIGHT[:1]), scores[:1], atol=1e-5)
+    np.testing.assert_allclose(teacher.score(left[:1], right[:1]), scores[:1], atol=1e-5)
     assert json.dumps(teacher.identity) == json.dumps(load(kind).identity)
     if isinstance(teacher, Embedder):
         assert teacher.embed(QUERIES, "query").dtype == np.float32
@@ -108,6 +122,12 @@ def test_contract(kind: str, load: Load) -> None:
         ("cross_encoder", {"model": "one-other"}),
         ("cross_encoder", {"max_length": 12}),
         ("cross_encoder", {"precision": "bf16"}),
+        ("late_interaction", {"query_length": 6}),
+        ("late_interaction", {"document_length": 6}),
+        ("late_interaction", {"precision": "bf16"}),
+        ("pair_head", {"model": "head-other"}),
+        ("pair_head", {"max_length": 6}),
+        ("pair_head", {"precision": "bf16"}),
     ],
 )
 def test_what_changes_scores_changes_the_identity(kind: str, changed: dict[str, Any], load: Load) -> None:
@@ -124,6 +144,10 @@ def test_what_changes_scores_changes_the_identity(kind: str, changed: dict[str, 
         ("bi_encoder", {"query_prompt": "q: "}),
         ("cross_encoder", {"batch_tokens": 50}),
         ("cross_encoder", {"document_prompt": "d: "}),
+        ("late_interaction", {"batch_size": 3}),
+        ("late_interaction", {"document_prompt": "d: "}),
+        ("pair_head", {"batch_size": 3}),
+        ("pair_head", {"query_prompt": "q: "}),
     ],
 )
 def test_batches_and_prompts_do_not(kind: str, changed: dict[str, Any], load: Load) -> None:
@@ -133,7 +157,7 @@ def test_batches_and_prompts_do_not(kind: str, changed: dict[str, Any], load: Lo
     np.testing.assert_allclose(after.score(LEFT, RIGHT), before.score(LEFT, RIGHT), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bi_encoder", "cross_encoder"])
+@pytest.mark.parametrize("kind", ["bi_encoder", "cross_encoder", "late_interaction", "pair_head"])
 def test_prompts_are_rendered(kind: str, load: Load) -> None:
     teacher = load(kind, query_prompt="q: ", document_prompt="")
     assert teacher.render(["sort"], "query") == ["q: sort"]
