@@ -37,6 +37,9 @@ class Checkpoints:
             saved = torch.load(path, map_location="cpu", weights_only=False)
             if saved["key"] == self.key:
                 self.write(saved["state"])
+                if process()[0] == 0:  # a kill may have come between saving the last one and dropping those before
+                    for old in self._ours()[: -self.keep]:
+                        old.unlink()
                 return int(saved["step"])
         return 0
 
@@ -49,15 +52,14 @@ class Checkpoints:
             torch.save({"key": self.key, "step": step, "state": self.read()}, scratch)
         for leftover in self.folder.glob(".checkpoint-*"):  # what a kill left half-written
             leftover.unlink()
-        ours = [path for path in sorted(self.folder.glob("checkpoint-*.pt")) if self._is_ours(path)]
+        ours = self._ours()
         for old in self.folder.glob("checkpoint-*.pt"):
             if old not in ours[-self.keep :]:
                 old.unlink()
 
     def states(self) -> list[dict[str, Any]]:
         """The states that are kept, oldest first."""
-        paths = [path for path in sorted(self.folder.glob("checkpoint-*.pt")) if self._is_ours(path)]
-        return [torch.load(path, map_location="cpu", weights_only=False)["state"] for path in paths]
+        return [torch.load(path, map_location="cpu", weights_only=False)["state"] for path in self._ours()]
 
     def records(self, step: int) -> list[dict[str, float]]:
         """The log up to `step`, which is cut there; a line that a kill cut short is left out."""
@@ -73,6 +75,10 @@ class Checkpoints:
         if process()[0] == 0:
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(record) + "\n")
+
+    def _ours(self) -> list[Path]:
+        """The checkpoints of this training, oldest first."""
+        return [path for path in sorted(self.folder.glob("checkpoint-*.pt")) if self._is_ours(path)]
 
     def _is_ours(self, path: Path) -> bool:
         return bool(torch.load(path, map_location="cpu", weights_only=False, mmap=True)["key"] == self.key)

@@ -9,7 +9,7 @@ from typing import Any
 from retrieval_kd.methods import read_method
 from retrieval_kd.recipe import kinds
 
-PLANNED = {"late_interaction", "pair_head", "splade", "inference_free", "static", "lexical"}
+PLANNED = {"splade", "inference_free", "static", "lexical"}  # student kinds that may not exist yet
 ANY_TEACHER = {"first": "scores: any", "second": "scores: any"}  # of a method without roles
 KIND_OF = {"scores": "cross_encoder", "preferences": "cross_encoder", "embeddings": "bi_encoder"}
 
@@ -31,13 +31,17 @@ def roles_of(method: Mapping[str, Any]) -> dict[str, str]:
     return dict(list(ANY_TEACHER.items())[:wanted])
 
 
+def live_kind(what: str) -> str:
+    """The student kind of a live teacher."""
+    return "late_interaction" if "dense" not in what and "late_interaction" in what else "dense"
+
+
 def recipe_text(
     name: str,
     kind: str,
     models: Mapping[str, str],
     *,
     collection: str = "pydocs",
-    live_kind: str = "dense",
     without: str = "",
     more: str = "",
 ) -> str:
@@ -48,7 +52,8 @@ def recipe_text(
         if role == without:
             continue
         if gives.startswith("live"):
-            lines += ["[[live]]", f'name = "{role}"', f'kind = "{live_kind}"', f'model = "{models[live_kind]}"']
+            live = live_kind(what)
+            lines += ["[[live]]", f'name = "{role}"', f'kind = "{live}"', f'model = "{models[live]}"']
             lines += ["trainable = true"] if gives == "live, trainable" else []
         else:
             lines += ["[[teachers]]", f'name = "{role}"', f'kind = "{KIND_OF[gives]}"']

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from minimal import existing_kinds, recipe_text, roles_of, student_kind
+from minimal import existing_kinds, live_kind, recipe_text, roles_of, student_kind
 from tiny import WORDS, tiny_sentence_transformer
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with models of 32 numbers, and a BEIR collection."""
     folder = tmp_path_factory.mktemp("methods")
     for seed, name in enumerate(("model", "tutor")):
-        tower = tiny_sentence_transformer(folder / f"{name}-transformer", layers=3, width=WIDTH, seed=seed)
+        tower = tiny_sentence_transformer(folder / f"{name}-transformer", layers=4, width=WIDTH, seed=seed)
         tower.save(str(folder / name))
     config = BertConfig.from_pretrained(folder / "model-transformer", num_labels=1)
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(name: str, place: Path) -> tuple[Path, list[str]]:
-    """The minimal recipe of a method, and what makes it small; live teachers are dense."""
+    """The minimal recipe of a method, and what makes it small; live teachers have other weights than the student."""
     kind = student_kind(read_method(name), KINDS)
     assert kind is not None
     folders = {"cross_encoder": "classifier", "late_interaction": "model-transformer"}
@@ -72,8 +72,9 @@ def write(name: str, place: Path) -> tuple[Path, list[str]]:
     }
     path = place / f"{name}.toml"
     path.write_text(recipe_text(name, kind, models, collection=str(place / "toy")), encoding="utf-8")
-    live = [role for role, what in roles_of(read_method(name)).items() if what.startswith("live")]
-    other = [f"live.{number}.model={place / 'tutor'}" for number in range(len(live))]
+    live = [live_kind(what) for what in roles_of(read_method(name)).values() if what.startswith("live")]
+    tutors = {"dense": place / "tutor", "late_interaction": place / "tutor-transformer"}
+    other = [f"live.{number}.model={tutors[kind]}" for number, kind in enumerate(live)]
     return path, [*SMALL, *other, *EASIER.get(name, [])]
 
 
