@@ -19,7 +19,7 @@ PACKAGE = Path(retrieval_kd.__file__).parent
 LAYERS = [
     {"types", "files", "extras", "recipe", "progress", "weights", "__init__"},
     {"losses", "targets", "schedules", "metrics", "pseudo_queries"},
-    {"data", "store", "teachers", "students", "index", "encoder", "towers"},
+    {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"},
     {"candidates", "scoring", "trainset", "train", "evaluate", "export", "report"},
     {"pipeline"},
     {"cli", "server", "__main__"},
