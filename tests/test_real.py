@@ -27,7 +27,7 @@ needs_minilm = pytest.mark.skipif(
 def test_bm25_is_as_good_as_lucene_s(name: str, published: float) -> None:
     collection = load_collection(name)
     queries = collection.split("test")
-    hits = load_teacher(Component(kind="bm25"), collection.documents).retrieve(queries.texts, 100)  # type: ignore[attr-defined]
+    hits = load_teacher(Component(kind="bm25"), collection).retrieve(queries.texts, 100)  # type: ignore[attr-defined]
     quality = per_query(hits, queries, collection.document_ids, ["nDCG@10"])["nDCG@10"].mean()
     assert quality == pytest.approx(published, abs=0.01)
 

@@ -88,7 +88,7 @@ class Workspace:
     def sources(self) -> dict[str, Teacher]:
         """The candidate sources that are teachers too, by a name that says what they are."""
         return {
-            source_name(source): load_teacher(source, self.collection.documents)
+            source_name(source): load_teacher(source, self.collection)
             for source in self.recipe.candidates.sources
             if source.kind != "run"
         }
@@ -110,7 +110,7 @@ class Workspace:
         settings = {"model": str(self.folder / "student"), "precision": self.recipe.precision}
         if self.reranks:
             settings["max_length"] = self.student.max_length
-        return load_teacher(Component(kind=kind, **settings), self.collection.documents)
+        return load_teacher(Component(kind=kind, **settings), self.collection)
 
     @cached_property
     def texts_key(self) -> str:
@@ -152,7 +152,7 @@ class Workspace:
 
     def _teacher(self, teacher: Any) -> Teacher:
         if teacher.trained_by is None:
-            return load_teacher(teacher, self.collection.documents)
+            return load_teacher(teacher, self.collection)
         from retrieval_kd import pipeline
 
         path = self.path.parent / teacher.trained_by
@@ -162,7 +162,7 @@ class Workspace:
             stage(other)
         if not (other.folder / "report" / "report.json").exists():
             pipeline.run(other)
-        return load_teacher(with_model(teacher, str(other.folder / "student")), self.collection.documents)
+        return load_teacher(with_model(teacher, str(other.folder / "student")), self.collection)
 
 
 def with_model(component: Component, model: str) -> Component:
