@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrieval_kd import __version__
+from retrieval_kd.cli_scores import app as scores_app
 from retrieval_kd.extras import EXTRA_OF, missing_extra
 from retrieval_kd.progress import console, say
 from retrieval_kd.recipe import load_recipe
@@ -33,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(scores_app, name="scores")
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe (TOML).", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results [default: work/RECIPE].")]

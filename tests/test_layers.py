@@ -22,7 +22,7 @@ LAYERS = [
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"},
     {"candidates", "scoring", "trainset", "train", "evaluate", "export", "report"},
     {"pipeline"},
-    {"cli", "server", "__main__"},
+    {"cli", "cli_scores", "server", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OF_KINDS = {"teachers", "students", "index"}

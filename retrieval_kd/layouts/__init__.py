@@ -2,7 +2,8 @@
 
 A module has FORM (what a line looks like, shown with every error) and `read`, which yields a Record
 at a time; some have `write`. NEEDS_POSITIVE says that a writer cannot do without a relevant
-document, BESIDE that a layout is two files, and what the second one is.
+document, BESIDE that a layout is two files, and what the second one is; USES names the kinds of
+judgements that `write` puts down, where they are not scores.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ def published(id_: str) -> int | str:
 def need(value: T | None, what: str, record: Record) -> T:
     """`value`, which a layout cannot be written without."""
     if value is None:
-        raise InputError(f"this layout needs {what}, and query {record.query_id or record.query!r} has none.")
+        raise InputError(f"this layout needs {what}, which query {record.query_id or record.query!r} lacks.")
     return value
 
 
@@ -234,7 +234,7 @@ def need_texts(record: Record) -> tuple[str, list[str]]:
 
 def need_scores(record: Record) -> list[float]:
     """The scores of a record."""
-    return need(record.scores, "scores", record)
+    return need(record.scores, "a score of every document", record)
 
 
 def split_places(record: Record) -> tuple[list[int], list[int]]:

@@ -10,6 +10,7 @@ from retrieval_kd.layouts import Record
 from retrieval_kd.layouts._files import cell, from_cells, need_ids, need_scores, write_lines
 
 FORM = "query_id\tdocument_id\trank"
+USES = ("rankings", "scores")
 
 
 def read(path: Path) -> Iterator[Record]:

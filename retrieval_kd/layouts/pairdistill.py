@@ -20,6 +20,7 @@ from retrieval_kd.layouts._files import (
 )
 
 FORM = "[qid, [pid, score, [[j, log P(this beats item j)], ...]], ...]"
+USES = ("scores", "preferences")
 LEAST = 2.0**-126  # the smallest ordinary float32, for the logarithm of a probability of 0
 
 

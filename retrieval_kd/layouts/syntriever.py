@@ -10,6 +10,7 @@ from retrieval_kd.layouts import Record
 from retrieval_kd.layouts._files import from_objects, member, need_texts, write_objects
 
 FORM = '{"query": "...", "positive_passage": "...", "negative_passage": "..."}'
+USES = ("preferences",)
 
 
 def read(path: Path) -> Iterator[Record]:

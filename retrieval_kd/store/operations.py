@@ -221,7 +221,7 @@ def merge(into: Store, other: Store) -> dict[str, int]:
 def unknown_rows(store: Store, kind: Kind, table: pa.Table) -> pa.Table:
     """The rows of `table` that the store does not hold, each once; rows are one judgement as SAME says."""
     parts = store.parts(kind)
-    with _database(parts) as connection:
+    with database(parts) as connection:
         connection.register("given", table)
         query = f"select distinct on ({SAME[kind]}) * from given"
         if parts:
@@ -230,7 +230,7 @@ def unknown_rows(store: Store, kind: Kind, table: pa.Table) -> pa.Table:
 
 
 @contextmanager
-def _database(parts: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
+def database(parts: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
     """DuckDB in bounded memory, with a view `parts` of the rows of `parts`, each with its file and its place there."""
     with tempfile.TemporaryDirectory(prefix="rkd-") as scratch, duckdb.connect() as connection:
         connection.execute("set memory_limit = $1", [MEMORY_LIMIT])
@@ -243,7 +243,7 @@ def _database(parts: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _count_doubled(parts: Sequence[Path], kind: Kind) -> int:
-    with _database(parts) as connection:
+    with database(parts) as connection:
         query = f"select coalesce(sum(n - 1), 0) from (select count(*) as n from parts group by {SAME[kind]})"
         (extra,) = cast(tuple[int], connection.execute(query).fetchone())
     return int(extra)
@@ -254,7 +254,7 @@ def _row_bytes(parts: Sequence[Path], kind: Kind) -> int:
     if kind == "embeddings":
         return 8 + 4 * max(embedding_width(path) for path in parts)
     if kind == "rankings":
-        with _database(parts) as connection:
+        with database(parts) as connection:
             (mean,) = cast(tuple[float], connection.execute("select avg(len(document_keys)) from parts").fetchone())
         return 8 + round(8 * mean)
     return {"scores": 20, "preferences": 28}[kind]
@@ -266,7 +266,7 @@ def _once(parts: Sequence[Path], kind: Kind, size: int) -> Iterator[pa.Table]:
         yield from _vectors_once(parts, size)
         return
     schema = schema_of(kind)
-    with _database(parts) as connection:
+    with database(parts) as connection:
         waiting: list[pa.Table] = []
         for batch in connection.sql(ONCE[kind]).to_arrow_reader(2**17):
             waiting.append(pa.Table.from_batches([batch]).cast(schema))

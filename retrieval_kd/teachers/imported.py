@@ -177,7 +177,8 @@ class _Waiting:
             pair = keys[first], keys[second]
             if None not in pair:
                 _append(self.preferences, query, *pair, probability)
-        ranked = [key for key in (keys[place] for place in record.ranking or ()) if key is not None]
+        # two documents with one text are one key, at the better of their places
+        ranked = [key for key in dict.fromkeys(keys[place] for place in record.ranking or ()) if key is not None]
         if ranked:
             _append(self.rankings, query, ranked)
         return bool(record.scores or record.preferences or record.ranking)

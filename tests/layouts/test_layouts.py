@@ -260,7 +260,7 @@ def test_positives_are_kept_apart_whatever_their_score(tmp_path: Path, layout: s
         assert scores == {"a": 2.0, "b": 0.5, "c": 1.0}
     if getattr(kind_module("layouts", layout), "NEEDS_POSITIVE", False):
         assert marks == {"a": True, "b": False, "c": False}
-        with pytest.raises(InputError, match="needs a positive, and query 'q' has none"):
+        with pytest.raises(InputError, match="needs a positive, which query 'q' lacks"):
             find_writer(layout)(path, [replace(preferring, positive=None)])
     if layout in ("pairdistill", "syntriever"):
         assert preferred == {("a", "b"), ("c", "b")}
@@ -292,7 +292,7 @@ def test_numeric_ids_stay_numbers_and_no_zero_is_lost(tmp_path: Path) -> None:
         ("margin_mse_texts", replace(SCORED, documents=["B\tb", "A", "C"]), "a tab or a line break"),
         ("margin_mse_texts", replace(SCORED, query=None), "needs texts"),
         ("trec", replace(SCORED, document_ids=["b b", "a", "c"]), "cannot hold the id 'b b'"),
-        ("trec", replace(SCORED, scores=None), "needs scores, and query 'q' has none"),
+        ("trec", replace(SCORED, scores=None), "needs a score of every document, which query 'q' lacks"),
         ("colbert", replace(SCORED, document_ids=None), "needs ids"),
     ],
 )
