@@ -199,6 +199,18 @@ def test_any_flipped_bit_is_seen_or_does_no_harm(tmp_path: Path, kind: Kind) -> 
     assert seen > len(raw) / 10
 
 
+def test_a_wrong_range_in_the_footer_is_seen(tmp_path: Path) -> None:
+    """A part with the ranges of another reads as before, but a search for one of its keys would leave it out."""
+    store = filled(tmp_path, kinds=["scores"])
+    path = store.parts("scores")[0]
+    raw = path.read_bytes()
+    low = pq.ParquetFile(path).metadata.row_group(0).column(1).statistics.min
+    stored, wrong = low.to_bytes(8, "little"), (low + 2**60).to_bytes(8, "little")
+    start = raw.rindex(stored)  # in the footer, after the data
+    path.write_bytes(raw[:start] + wrong + raw[start + 8 :])
+    assert verify(store).torn == {path: "its footer gives another range of 'document_key' than its rows have"}
+
+
 def test_parts_out_of_order_are_told(store: Store) -> None:
     path = store.parts("scores")[0]
     table = pq.read_table(path)
