@@ -156,10 +156,10 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
         raise InputError(
             f"{where}: {term.loss} reads the preferences of exactly one teacher, not {len(term.teachers)}."
         )
-    if len(term.teachers) > 1 and term.normalize == "none" and "teacher" in loss.needs:
+    if len(term.teachers) > 1 and term.normalize == "none" and not term.shares and "teacher" in loss.needs:
         raise InputError(
             f"{where}: scores of {len(term.teachers)} teachers are averaged as they are, though their scales "
-            "differ; set normalize = 'minmax' or 'zscore'."
+            "differ; set normalize = 'minmax' or 'zscore', or say by `shares` that it is meant."
         )
     if term.select and len(term.teachers) < 2:
         raise InputError(f"{where}: select chooses among teachers; name at least two.")

@@ -10,10 +10,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.progress import progress
+from retrieval_kd.progress import progress, say
 from retrieval_kd.store.keys import text_keys
 from retrieval_kd.store.store import Store
-from retrieval_kd.teachers import Embedder, Retriever, Side, Teacher
+from retrieval_kd.teachers import Archive, Embedder, Retriever, Side, Teacher
 from retrieval_kd.types import Hits, InputError
 
 CHUNK = 512  # texts or pairs that a teacher gets at once
@@ -26,7 +26,8 @@ def fill_scores(
     """Score all pairs of `hits` that the teacher's store lacks, and return every score.
 
     Shapes: hits (Q, K) to scores (Q, K) float32; -inf where there is no candidate, NaN where
-    the teacher gave no answer. An Embedder's pairs are dot products of its stored vectors.
+    the teacher gave no answer. An Embedder's pairs are dot products of its stored vectors; an
+    Archive is read when a pair is missing, and what it lacks is no answer.
     """
     rendered_queries = teacher.render(queries, "query")
     rendered_documents = teacher.render(documents, "document")
@@ -35,6 +36,11 @@ def fill_scores(
     row_of = hits.rows[query_of, place]
     store = Store.open(root, name, teacher.identity)
     _, found = store.find_scores(query_keys[query_of], document_keys[row_of])
+    if isinstance(teacher, Archive) and not found.all():
+        counts = teacher.read_into(store)
+        say(f"{name}: {', '.join(f'{what} {count:,}' for what, count in counts.items() if count) or 'nothing new'}")
+        known, found = store.find_scores(query_keys[query_of], document_keys[row_of])
+        say(f"{name}: {np.isfinite(known).sum():,} of {len(known):,} candidate pairs have a score")
     missing = _first_of_each(query_keys[query_of], document_keys[row_of], ~found)
     if isinstance(teacher, Embedder) and len(missing):
         wanted_queries, wanted_rows = np.unique(query_of[missing]), np.unique(row_of[missing])

@@ -92,6 +92,7 @@ def _triples(arguments: argparse.Namespace) -> tuple[list[str], list[str], np.nd
     from retrieval_kd.data import load_collection
     from retrieval_kd.recipe import Component
     from retrieval_kd.teachers import load_teacher
+    from retrieval_kd.types import Collection
 
     collection = load_collection(arguments.data)
     rng = np.random.default_rng(SEED)
@@ -100,7 +101,7 @@ def _triples(arguments: argparse.Namespace) -> tuple[list[str], list[str], np.nd
     queries = [texts[place] for place in rng.permutation(np.arange(count) % len(texts))]
     rows = rng.choice(len(collection), (count, 2), replace=False)
     documents = [collection.documents[row] for row in rows.ravel()]
-    bm25: Any = load_teacher(Component(kind="bm25"), documents)
+    bm25: Any = load_teacher(Component(kind="bm25"), Collection("", documents, documents, {}))
     scores = bm25.score([query for query in queries for _ in range(2)], documents)
     return queries, documents, np.arange(2 * count).reshape(count, 2), scores.reshape(count, 2) / 10
 

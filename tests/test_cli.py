@@ -18,7 +18,7 @@ from retrieval_kd import cli
 from retrieval_kd.extras import EXTRA_OF
 from retrieval_kd.types import InputError
 
-COMMANDS = ["run", "mine", "score", "train", "index", "export", "search", "eval", "demo", "serve", "doctor"]
+COMMANDS = ["run", "mine", "score", "train", "index", "export", "search", "eval", "demo", "serve", "doctor", "scores"]
 
 
 def rkd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -38,14 +38,17 @@ def test_version(tmp_path: Path) -> None:
 
 
 def test_every_command_has_help() -> None:
-    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    commands = dict(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
     assert set(COMMANDS) <= set(commands)
+    group = commands.pop("scores")
+    assert group.help
+    commands |= {f"scores {name}": command for name, command in group.commands.items()}
     for name, command in commands.items():
         assert command.help, name
         assert command.get_short_help_str(200).strip(), name
         for parameter in command.params:
             assert parameter.name == "help" or getattr(parameter, "help", None), (name, parameter.name)
-        shown = CliRunner().invoke(cli.app, [name, "--help"], terminal_width=200, color=False)
+        shown = CliRunner().invoke(cli.app, [*name.split(), "--help"], terminal_width=200, color=False)
         assert shown.exit_code == 0, name
         options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         assert {"--quiet", "--json"} <= options, name

@@ -19,11 +19,11 @@ PACKAGE = Path(retrieval_kd.__file__).parent
 LAYERS = [
     {"types", "files", "extras", "recipe", "progress", "weights", "methods", "__init__"},
     {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"},
-    {"data", "store", "teachers", "students", "index", "encoder", "towers"}
+    {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"lora", "pair_head", "pooling", "token_vectors"},
     {"candidates", "scoring", "trainset", "train", "evaluate", "export", "report"},
     {"pipeline"},
-    {"cli", "cli_methods", "server", "__main__"},
+    {"cli", "cli_methods", "cli_scores", "server", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OF_KINDS = {"teachers", "students", "index"}

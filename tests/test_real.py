@@ -28,7 +28,7 @@ needs_minilm = pytest.mark.skipif(
 def test_bm25_is_as_good_as_lucene_s(name: str, published: float) -> None:
     collection = load_collection(name)
     queries = collection.split("test")
-    hits = load_teacher(Component(kind="bm25"), collection.documents).retrieve(queries.texts, 100)  # type: ignore[attr-defined]
+    hits = load_teacher(Component(kind="bm25"), collection).retrieve(queries.texts, 100)  # type: ignore[attr-defined]
     quality = per_query(hits, queries, collection.document_ids, ["nDCG@10"])["nDCG@10"].mean()
     assert quality == pytest.approx(published, abs=0.01)
 
@@ -47,7 +47,7 @@ def test_bm25_by_rendering_of_a_conversation(rendering: str, measured: float | N
         assert all(text.startswith(last) for text, last in zip(texts, queries.texts, strict=True))
         assert max(text.count(" [SEP] ") for text in texts) > 10
         return
-    hits = load_teacher(Component(kind="bm25"), collection.documents).retrieve(texts, 100)  # type: ignore[attr-defined]
+    hits = load_teacher(Component(kind="bm25"), collection).retrieve(texts, 100)  # type: ignore[attr-defined]
     quality = per_query(hits, queries, collection.document_ids, ["nDCG@10"])["nDCG@10"].mean()
     assert quality == pytest.approx(measured, abs=0.01)
 

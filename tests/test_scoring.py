@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import WORDS, tiny_sentence_transformer
+from tiny import WORDS, collection_of, tiny_sentence_transformer
 
 from retrieval_kd import scoring
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
@@ -166,7 +166,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_an_embedders_scores_are_dot_products(model: Path, tmp_path: Path, encoded: list[str]) -> None:
-    teacher = load(Options(model=str(model), query_prompt="query: "), DOCUMENTS)
+    teacher = load(Options(model=str(model), query_prompt="query: "), collection_of(DOCUMENTS))
     scores = fill_scores(tmp_path, "bi", teacher, QUERIES, DOCUMENTS, HITS)
     assert sorted(encoded) == sorted(["query: sort a list", "query: read a file", *set(DOCUMENTS)])
     model_ = teacher.towers.model
@@ -185,7 +185,7 @@ def test_an_embedders_scores_are_dot_products(model: Path, tmp_path: Path, encod
 def test_vectors_come_in_the_order_of_the_texts(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "CHUNK", 3)
     monkeypatch.setattr(scoring, "COMMIT_SECONDS", 0.0)
-    teacher = load(Options(model=str(model)), [])
+    teacher = load(Options(model=str(model)), collection_of([]))
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, rng.integers(1, 12))) for _ in range(11)]
     texts += texts[:2]
@@ -197,14 +197,14 @@ def test_vectors_come_in_the_order_of_the_texts(model: Path, tmp_path: Path, mon
 
 def test_a_students_frozen_tower_is_the_teachers(model: Path, tmp_path: Path, encoded: list[str]) -> None:
     """Nothing is encoded again for a student whose document tower is the teacher, before or after it is saved."""
-    teacher = load(Options(model=str(model)), [])
+    teacher = load(Options(model=str(model)), collection_of([]))
     vectors = fill_vectors(tmp_path, "teacher", teacher, DOCUMENTS, "document")
     encoded.clear()
     document = {"model": str(model), "frozen": True}
     student = dense.load(dense.Options(model=str(model), layers=(0,), document=document))
     got = fill_vectors(tmp_path, "student", BiEncoder(student.towers), DOCUMENTS, "document")
     student.save(tmp_path / "saved")
-    saved = load(Options(model=str(tmp_path / "saved")), [])
+    saved = load(Options(model=str(tmp_path / "saved")), collection_of([]))
     np.testing.assert_array_equal(fill_vectors(tmp_path, "saved", saved, DOCUMENTS, "document"), vectors)
     np.testing.assert_array_equal(got, vectors)
     assert encoded == []
@@ -215,7 +215,7 @@ def test_a_students_frozen_tower_is_the_teachers(model: Path, tmp_path: Path, en
 def test_who_cannot_search_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="teacher 'fake' cannot search a collection"):
         retrieve(tmp_path, "fake", Fake(), QUERIES, DOCUMENTS, 3)
-    hits = retrieve(tmp_path, "bm25", bm25.load(bm25.Options(), DOCUMENTS), QUERIES, DOCUMENTS, 3)
+    hits = retrieve(tmp_path, "bm25", bm25.load(bm25.Options(), collection_of(DOCUMENTS)), QUERIES, DOCUMENTS, 3)
     assert hits.rows[:2].tolist() == [[0, 4, -1], [2, -1, -1]]
     assert not list(tmp_path.iterdir())  # what is searched for is not kept
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from retrieval_kd.types import Collection
 
 MAX_LENGTH = 24  # tokens a text
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -60,6 +63,11 @@ WORDS = [
 ]
 CHECK_TEXTS = ["sort a list", "read a file line by line and close it", "xylophone?", "Naïve café", "call (the) lock"]
 _CHARACTERS = string.ascii_lowercase + string.digits + ".,:;!?'\"()-_"
+
+
+def collection_of(documents: Sequence[str]) -> Collection:
+    """A collection of these documents, without queries."""
+    return Collection("tiny", [f"d{number}" for number in range(len(documents))], documents, {})
 
 
 def tiny_sentence_transformer(

@@ -48,7 +48,6 @@ def apply_method(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "stages" in table:
         raise InputError(f"{where}: `method` brings its stages; change all of them in [stage], or leave `method` out.")
     names = [teacher.get("name") for teacher in (*table.get("teachers", []), *table.get("live", []))]
-    names += [live["name"] for live in method["recipe"].get("live", [])]
     for role, what in method.get("roles", {}).items():
         if role not in names:
             raise InputError(

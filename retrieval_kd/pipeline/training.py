@@ -200,7 +200,7 @@ def _mined_trainset(workspace: Workspace, number: int, stage: Stage) -> dict[str
     documents = workspace.document_texts(render)
     if own:
         before = _stage_folder(workspace, number - 1) / "student"
-        searcher: Any = load_teacher(workspace.student_as_teacher(before), documents)
+        searcher: Any = load_teacher(workspace.student_as_teacher(before), workspace.read_by(render))
     else:
         searcher = workspace.teachers[mine.by]
 

@@ -6,6 +6,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -134,6 +135,15 @@ class Workspace:
             self._documents[key] = _fill(render.document_template, self.collection.document_texts(render.document))
         return self._documents[key]
 
+    def read_by(self, render: Rendering) -> Collection:
+        """The collection as somebody reads it: the same ids, other texts."""
+        splits = dict(self.collection.splits)
+        for split, name in self._split_names.items():
+            if name:
+                once = self._train_queries if split == "train" else self.collection.split(name)
+                splits[name] = replace(once, texts=self.query_texts(split, render)[: len(once)])
+        return replace(self.collection, documents=self.document_texts(render), splits=splits)
+
     def fingerprint_texts(self, *sides: Literal["documents"] | Split, renders: Sequence[Rendering]) -> str:
         """A fingerprint of what the readers `renders` read of the documents and of the queries of a split."""
         return fingerprint([self._hash(side, render) for render in renders for side in sides])
@@ -160,7 +170,7 @@ class Workspace:
     def sources(self) -> dict[str, Teacher]:
         """The candidate sources that are teachers too, by name."""
         return {
-            name: load_teacher(source, self.document_texts(source.render))
+            name: load_teacher(source, self.read_by(source.render))
             for name, source in self.named_sources.items()
             if source.kind != "run"
         }
@@ -193,8 +203,7 @@ class Workspace:
     @cached_property
     def trained(self) -> Teacher:
         """The trained student, as the teacher that it can be."""
-        documents = self.document_texts(self.recipe.student.render)
-        return load_teacher(self.student_as_teacher(self.folder / "student"), documents)
+        return load_teacher(self.student_as_teacher(self.folder / "student"), self.read_by(self.recipe.student.render))
 
     def student_as_teacher(self, folder: Path) -> Component:
         """The teacher that a student saved in `folder` is."""
@@ -254,9 +263,9 @@ class Workspace:
         return manifest
 
     def _teacher(self, teacher: Any) -> Teacher:
-        documents = self.document_texts(teacher.render)
+        collection = self.read_by(teacher.render)
         if teacher.trained_by is None:
-            return load_teacher(teacher, documents)
+            return load_teacher(teacher, collection)
         from retrieval_kd import pipeline
 
         path = self.path.parent / teacher.trained_by
@@ -266,7 +275,7 @@ class Workspace:
             stage(other)
         if not (other.folder / "report" / "report.json").exists():
             pipeline.run(other)
-        return load_teacher(with_model(teacher, str(other.folder / "student")), documents)
+        return load_teacher(with_model(teacher, str(other.folder / "student")), collection)
 
 
 def with_model(component: Component, model: str) -> Component:

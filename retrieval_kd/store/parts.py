@@ -89,7 +89,7 @@ def open_part(path: Path, kind: Kind) -> pq.ParquetFile:
         if field.name not in part.schema_arrow.names:
             raise pa.ArrowInvalid(f"it has no column {field.name!r}, so it is no part of {kind}")
         stored = part.schema_arrow.field(field.name).type
-        if kind != "embeddings" and stored != field.type:
+        if field.name != "vector" and stored != field.type:
             raise pa.ArrowInvalid(f"its column {field.name!r} is {stored}, not {field.type}")
         if field.name == "vector" and not pa.types.is_fixed_size_list(stored):
             raise pa.ArrowInvalid(f"its column 'vector' is {stored}, not a list of fixed size")

@@ -1,20 +1,22 @@
 """Teachers: whoever judges a document for a query. The kind in a recipe is the module's name.
 
-A module declares `Options` and `load(options, documents)`; what it loads is a Teacher. One that can
+A module declares `Options` and `load(options, collection)`; what it loads is a Teacher. One that can
 also search the collection is a Retriever, and may be a source of candidates; one that scores by
-the dot product of vectors is an Embedder, whose vectors are kept and never computed twice.
+the dot product of vectors is an Embedder, whose vectors are kept and never computed twice; one
+that has its judgements from elsewhere is an Archive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_kd.recipe import Component, kind_module, options
-from retrieval_kd.types import Hits
+from retrieval_kd.store.store import Store
+from retrieval_kd.types import Collection, Hits
 
 Side = Literal["query", "document"]
 
@@ -59,7 +61,16 @@ class Embedder(Teacher, Protocol):
         ...
 
 
-def load_teacher(component: Component, documents: Sequence[str]) -> Teacher:
-    """Load the teacher a recipe names; `documents` are the collection's, for those that need them."""
+@runtime_checkable
+class Archive(Teacher, Protocol):
+    """Has its judgements from elsewhere; `score` answers NaN."""
+
+    def read_into(self, store: Store) -> Mapping[str, int]:
+        """Put all its judgements into its store, those that it lacks; returns counts."""
+        ...
+
+
+def load_teacher(component: Component, collection: Collection) -> Teacher:
+    """Load the teacher a recipe names; the collection is for those that need its texts or ids."""
     module = kind_module("teachers", component.kind)
-    return cast(Teacher, module.load(options("teachers", component), documents))
+    return cast(Teacher, module.load(options("teachers", component), collection))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from retrieval_kd.recipe import Positive, Precision, Table
 from retrieval_kd.towers import Side, Towers, describe, embed, load_towers
+from retrieval_kd.types import Collection
 
 
 class Options(Table):
@@ -67,7 +68,7 @@ class BiEncoder:
         return np.asarray(np.einsum("nd,nd->n", left, right), np.float32)
 
 
-def load(options: Options, documents: Sequence[str]) -> BiEncoder:
+def load(options: Options, collection: Collection) -> BiEncoder:
     """Load the model."""
     towers = load_towers(
         options.model, options.revision, options.max_length, options.query_prompt, options.document_prompt

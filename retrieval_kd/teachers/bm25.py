@@ -14,7 +14,7 @@ from pydantic import Field
 
 from retrieval_kd.files import hash_texts
 from retrieval_kd.recipe import Table
-from retrieval_kd.types import Hits, InputError
+from retrieval_kd.types import Collection, Hits, InputError
 
 
 class Options(Table):
@@ -94,6 +94,6 @@ class BM25:
         return {text: row for row, text in enumerate(self.documents)}
 
 
-def load(options: Options, documents: Sequence[str]) -> BM25:
+def load(options: Options, collection: Collection) -> BM25:
     """Make the teacher; the index is built when first needed."""
-    return BM25(options, documents)
+    return BM25(options, collection.documents)

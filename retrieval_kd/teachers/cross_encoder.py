@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from retrieval_kd.recipe import Positive, Precision, Table
 from retrieval_kd.towers import autocast
-from retrieval_kd.types import InputError
+from retrieval_kd.types import Collection, InputError
 from retrieval_kd.weights import hash_weights, locate_model
 
 
@@ -78,6 +78,6 @@ class CrossEncoder:
         return scores
 
 
-def load(options: Options, documents: Sequence[str]) -> CrossEncoder:
+def load(options: Options, collection: Collection) -> CrossEncoder:
     """Make the teacher; the model is loaded when first needed."""
     return CrossEncoder(options)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from retrieval_kd.recipe import Positive, Precision, Table
 from retrieval_kd.token_vectors import describe_token_encoder, load_token_encoder, set_query_length
 from retrieval_kd.towers import Side, autocast
-from retrieval_kd.types import InputError
+from retrieval_kd.types import Collection, InputError
 
 
 class Options(Table):
@@ -60,7 +60,7 @@ class LateInteraction:
         return dict(zip(distinct, (matrix.float() for matrix in vectors), strict=True))
 
 
-def load(options: Options, documents: Sequence[str]) -> LateInteraction:
+def load(options: Options, collection: Collection) -> LateInteraction:
     """Load the model."""
     model, projects = load_token_encoder(options.model, options.revision, options.query_prompt, options.document_prompt)
     if not projects:

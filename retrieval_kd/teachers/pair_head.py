@@ -14,6 +14,7 @@ from retrieval_kd.pair_head import PairHead, load_head, load_pair_encoder
 from retrieval_kd.recipe import Positive, Precision, Table
 from retrieval_kd.towers import Side, Towers, describe, embed
 from retrieval_kd.weights import hash_weights, locate_model
+from retrieval_kd.types import Collection
 
 CHUNK = 1024  # pairs that the head reads at once
 
@@ -66,7 +67,7 @@ class PairHeadScorer:
         return torch.from_numpy(vectors), torch.tensor([place_of[text] for text in texts])
 
 
-def load(options: Options, documents: Sequence[str]) -> PairHeadScorer:
+def load(options: Options, collection: Collection) -> PairHeadScorer:
     """Load the encoder and the head."""
     folder = locate_model(options.model, options.revision)
     head = load_head(folder)

@@ -114,10 +114,12 @@ class Run:
         self, models: dict[str, nn.Module], trainset: TrainSet, stage: Stage, settings: Training, number: int
     ) -> None:
         self.models, self.trainset, self.stage, self.settings, self.number = models, trainset, stage, settings, number
+        trained = {term.of for term in stage.terms}
+        trained |= {name for term in stage.terms if not term.detach for name in term.teachers}
         self.learners = {
             name: model
             for name, model in models.items()
-            if name != "snapshot" and any(parameter.requires_grad for parameter in model.parameters())
+            if name in trained and any(parameter.requires_grad for parameter in model.parameters())
         }
         self.parameters = [p for model in self.learners.values() for p in model.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.parameters, stage)

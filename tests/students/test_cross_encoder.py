@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import CrossEncoder
-from tiny import WORDS, tiny_sentence_transformer
+from tiny import WORDS, collection_of, tiny_sentence_transformer
 from transformers import BertConfig, BertForSequenceClassification
 
 from retrieval_kd.recipe import Component
@@ -61,7 +61,9 @@ def test_saved_it_scores_the_same_elsewhere(model: str, tmp_path: Path) -> None:
     loaded = CrossEncoder(str(tmp_path), device="cpu")
     expected = loaded.predict(pairs, activation_fn=torch.nn.Identity()).reshape(4, 6)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    teacher = load_teacher(Component(kind="cross_encoder", model=str(tmp_path), max_length=MAX_LENGTH), DOCUMENTS)
+    teacher = load_teacher(
+        Component(kind="cross_encoder", model=str(tmp_path), max_length=MAX_LENGTH), collection_of(DOCUMENTS)
+    )
     got = teacher.score([pair[0] for pair in pairs], [pair[1] for pair in pairs])
     np.testing.assert_allclose(scores, got.reshape(4, 6), atol=1e-5)
 

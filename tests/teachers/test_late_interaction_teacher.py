@@ -9,7 +9,7 @@ import colbert
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_sentence_transformer
+from tiny import collection_of, tiny_sentence_transformer
 
 from retrieval_kd.recipe import Component
 from retrieval_kd.students import Batch, load_student
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, **options: Any) -> late_interaction.LateInteraction:
-    teacher = load_teacher(Component(kind="late_interaction", model=str(folder), **options), [])
+    teacher = load_teacher(Component(kind="late_interaction", model=str(folder), **options), collection_of([]))
     assert isinstance(teacher, late_interaction.LateInteraction)
     return teacher
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_sentence_transformer
+from tiny import collection_of, tiny_sentence_transformer
 
 from retrieval_kd.recipe import Component
 from retrieval_kd.students import Batch, load_student
@@ -37,7 +37,7 @@ def test_scores_are_the_students(options: dict[str, Any], tmp_path: Path, monkey
     (tmp_path / "saved").mkdir()
     student.save(tmp_path / "saved")
     monkeypatch.setattr(pair_head, "CHUNK", 5)
-    teacher = load_teacher(Component(kind="pair_head", model=str(tmp_path / "saved"), batch_size=2), [])
+    teacher = load_teacher(Component(kind="pair_head", model=str(tmp_path / "saved"), batch_size=2), collection_of([]))
     queries = teacher.render([query for query in QUERIES for _ in DOCUMENTS], "query")
     documents = teacher.render(DOCUMENTS * len(QUERIES), "document")
     np.testing.assert_allclose(teacher.score(queries, documents).reshape(3, 4), grid, atol=1e-5)
@@ -46,4 +46,4 @@ def test_scores_are_the_students(options: dict[str, Any], tmp_path: Path, monkey
 def test_a_model_without_a_head(tmp_path: Path) -> None:
     tiny_sentence_transformer(tmp_path / "t").save(str(tmp_path / "model"))
     with pytest.raises(InputError, match=r"has no pair_head\.json"):
-        load_teacher(Component(kind="pair_head", model=str(tmp_path / "model")), [])
+        load_teacher(Component(kind="pair_head", model=str(tmp_path / "model")), collection_of([]))
