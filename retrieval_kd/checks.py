@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from retrieval_kd.losses import Loss, check_options, find_loss
-from retrieval_kd.recipe import Recipe, Stage, Term, kind_module
+from retrieval_kd.recipe import Recipe, Rendering, Stage, Term, kind_module
 from retrieval_kd.regularizers import find_regularizer
 from retrieval_kd.types import InputError
 
@@ -38,6 +38,9 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
     documents: set[str] = set()
     live: set[str] = set()
     kinds = {teacher.name: teacher.kind for teacher in recipe.teachers}
+    for teacher in recipe.teachers:
+        if teacher.kind == "imported" and teacher.render != Rendering():
+            raise InputError(f"teacher {teacher.name!r} judged ids and reads no text here; leave its `render` out.")
     for number, stage in enumerate(recipe.stages):
         _check_stage(recipe, number, stage, kinds)
         labels |= stage.deny is not None or stage.filter is not None

@@ -100,7 +100,8 @@ def test_terms_that_cannot_work(term: dict[str, Any], message: str) -> None:
         ({"filter": {"student_rank": [2, 15]}}, "filter reads the student's ranks; add mine"),
         ({"filter": {"teacher": "colbert"}}, "filter uses teacher 'colbert', whose scores are not stored"),
         ({"deny": {"teacher": "colbert"}}, "deny uses teacher 'colbert', whose scores are not stored"),
-        ({"mine": {"by": "nobody"}}, "mine.by is 'nobody'"),
+        ({"mine": {"by": "nobody"}}, "stages[0] uses teacher 'nobody', which is not defined"),
+        ({"mine": {"by": "snapshot"}}, "mine.by is 'snapshot', which cannot search"),
         ({"average": {"stages": [0]}}, "average.stages names a stage that is not before it"),
         ({"regularizers": [{"name": "flops", "weight": 0.1}]}, "flops counts active vocabulary terms; a dense"),
         ({"regularizers": [{"name": "flop", "weight": 0.1}]}, "did you mean 'flops'"),
@@ -141,6 +142,13 @@ def test_names_are_unique_and_not_taken() -> None:
     for name, message in (("minilm", "two teachers are called 'minilm'"), ("student", "which names the student here")):
         with pytest.raises(InputError, match=message):
             recipe(terms(NCE), live=[{"name": name, "kind": "dense", "model": "m"}])
+
+
+def test_an_imported_teacher_reads_nothing() -> None:
+    teacher = {"name": "file", "kind": "imported", "file": "scores.trec", "layout": "trec"}
+    assert check(recipe(terms(NCE), teachers=[teacher]))
+    with pytest.raises(InputError, match="teacher 'file' judged ids and reads no text here"):
+        check(recipe(terms(NCE), teachers=[{**teacher, "render": {"query": "rewrite"}}]))
 
 
 def test_what_is_doubtful_is_a_warning() -> None:

@@ -136,13 +136,8 @@ class Workspace:
         return self._documents[key]
 
     def read_by(self, render: Rendering) -> Collection:
-        """The collection as somebody reads it: the same ids, other texts."""
-        splits = dict(self.collection.splits)
-        for split, name in self._split_names.items():
-            if name:
-                once = self._train_queries if split == "train" else self.collection.split(name)
-                splits[name] = replace(once, texts=self.query_texts(split, render)[: len(once)])
-        return replace(self.collection, documents=self.document_texts(render), splits=splits)
+        """The collection with the documents as somebody reads them."""
+        return replace(self.collection, documents=self.document_texts(render))
 
     def fingerprint_texts(self, *sides: Literal["documents"] | Split, renders: Sequence[Rendering]) -> str:
         """A fingerprint of what the readers `renders` read of the documents and of the queries of a split."""

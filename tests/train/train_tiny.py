@@ -1,4 +1,4 @@
-"""Trains a tiny student and saves weights and log; run by test_processes, alone or under torchrun.
+"""Trains a tiny student and saves weights and log; run by test_two_processes, alone or under torchrun.
 
 python train_tiny.py MODEL OUT    trains each of `STAGES` into OUT
 """
