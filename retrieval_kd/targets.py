@@ -85,12 +85,12 @@ def bradley_terry(preference: NDArray[np.floating], ridge: float = 0.01) -> NDAr
     """Scores whose differences are the log-odds of the pairwise preferences.
 
     Maximises the sum over asked (i, j) of p log sigmoid(b_i - b_j) + (1 - p) log sigmoid(b_j - b_i), less
-    ridge / 2 * |b|^2, by Newton's method with halved steps, to 1e-8. The ridge keeps a document that wins
+    ridge / 2 * |b|^2, by Newton's method, to 1e-8. The ridge keeps a document that wins
     always at a finite score, and fixes the zero point.
 
     Shapes: preference (C, C), at (i, j) the probability that i beats j, NaN where not asked; the diagonal
     does not count. Returns (C,), NaN for a document in no asked pair.
-    Raises InputError for what is no probability and for a ridge that is not positive.
+    Raises InputError for what is no probability, and for a ridge that is not positive or too small to settle.
     Source: Bradley and Terry 1952, "Rank analysis of incomplete block designs".
     """
     if not ridge > 0:
@@ -103,26 +103,19 @@ def bradley_terry(preference: NDArray[np.floating], ridge: float = 0.01) -> NDAr
     wins = np.where(asked, wins, 0.5)
     _check_probabilities(wins, "bradley_terry")
 
-    def value(scores: NDArray[np.float64]) -> float:
-        gaps = scores[:, None] - scores
-        likelihood = -wins * np.logaddexp(0, -gaps) - (1 - wins) * np.logaddexp(0, gaps)
-        return float(likelihood[asked].sum() - ridge / 2 * scores @ scores)
-
     scores = np.zeros(len(wins))
-    for _ in range(200):
+    for _ in range(100):
         chances = (1 + np.tanh((scores[:, None] - scores) / 2)) / 2
         surplus = np.where(asked, wins - chances, 0.0)
         slope = surplus.sum(1) - surplus.sum(0) - ridge * scores
         bend = np.where(asked, chances * (1 - chances), 0.0)
         bend += bend.T
         step = np.linalg.solve(np.diag(bend.sum(1) + ridge) - bend, slope)
-        while np.abs(step).max(initial=0.0) > 1e-6 and value(scores + step) < value(scores):
-            step /= 2
         scores = scores + step
         if np.abs(step).max(initial=0.0) < 1e-8:
             break
     else:
-        raise InputError(f"bradley_terry: no maximum found in 200 steps; raise the ridge, which is {ridge}.")
+        raise InputError(f"bradley_terry: no maximum found in 100 steps; raise the ridge, which is {ridge}.")
     return np.where((asked | asked.T).any(1), scores, np.nan)
 
 

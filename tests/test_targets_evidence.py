@@ -132,6 +132,10 @@ def test_bradley_terry_refuses_what_it_cannot_fit() -> None:
         bradley_terry(np.array([[0.5, 1.2], [0.0, 0.5]]))
     with pytest.raises(InputError, match="ridge is 0"):
         bradley_terry(np.array([[0.5, 0.2], [0.8, 0.5]]), ridge=0)
+    chain = np.array([[NAN, 1.0, NAN], [NAN, NAN, 1.0], [NAN, NAN, NAN]])
+    assert np.diff(bradley_terry(chain, 1e-6)).max() < 0
+    with pytest.raises(InputError, match="no maximum found in 100 steps; raise the ridge, which is 1e-11"):
+        bradley_terry(chain, 1e-11)  # wins that nothing holds back
 
 
 # Softening: the five axioms, for each operator along its own path from p to uniform

@@ -101,7 +101,7 @@ def lambda_rank(
     Source: Wang et al. 2018, "The LambdaLoss framework for ranking metric optimization".
     """
     student, lows = fill(student, valid), torch.where(valid, teacher, torch.inf).amin(1, keepdim=True)
-    relevance = fill(teacher - torch.where(valid.any(1, keepdim=True), lows, 0.0), valid)
+    relevance = fill(teacher - lows, valid)
     places = torch.arange(1, valid.shape[1] + 1, device=valid.device, dtype=student.dtype)
     ranks = order_by(student.detach(), valid).argsort(dim=1).to(student.dtype) + 1  # (R, C)
     first = valid.shape[1] if k is None else k

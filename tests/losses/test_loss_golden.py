@@ -156,8 +156,10 @@ def test_ties_of_the_teacher_teach_ranknet_nothing() -> None:
 
 
 def test_equal_teacher_scores_stand_in_the_order_of_the_list() -> None:
-    flat = torch.zeros_like(S)
-    assert listmle(S, flat, ALL).item() == pytest.approx(listmle(S, -torch.arange(4.0).expand(2, 4), ALL).item())
+    student = torch.randn(1, 999, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    every = torch.ones(1, 999, dtype=torch.bool)
+    in_order = listmle(student, -torch.arange(999.0)[None], every)
+    assert listmle(student, torch.zeros_like(student), every).item() == pytest.approx(in_order.item(), rel=1e-12)
 
 
 def test_extreme_scores_by_hand() -> None:
