@@ -127,14 +127,18 @@ def _choose(
     if stage.sampling == "top":
         order = np.broadcast_to(np.arange(valid.shape[1]), valid.shape)
     elif stage.sampling == "bins":
-        order = _by_bins(trainset, queries, head, chance)
+        order = _by_bins(trainset, queries, head, chance, rng)
     key = np.where(valid, order, np.inf)
     key[np.arange(len(queries)), head] = -1.0
     return np.argsort(key, axis=1, kind="stable")[:, : stage.candidates]
 
 
 def _by_bins(
-    trainset: TrainSet, queries: NDArray[np.int64], head: NDArray[np.int64], chance: NDArray[np.float64]
+    trainset: TrainSet,
+    queries: NDArray[np.int64],
+    head: NDArray[np.int64],
+    chance: NDArray[np.float64],
+    rng: np.random.Generator,
 ) -> NDArray[np.float64]:
     """An order (B, K) that goes round bins of equal width of the first teacher's margin, at random within each.
 
@@ -155,5 +159,5 @@ def _by_bins(
         for number in range(BINS):
             inside = by_chance[bins[by_chance] == number]
             turn[inside] = np.arange(len(inside))
-        order[row, known] = turn + chance[row, known]
+        order[row, known] = turn + rng.random(len(known))
     return np.where(np.isfinite(order), order, 1e6 + chance)

@@ -6,6 +6,7 @@ whole of it.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from retrieval_kd.train.checkpoints import Checkpoints
 from retrieval_kd.train.controllers import TermState
 from retrieval_kd.train.terms import Step, cut, loss_of, penalty
 from retrieval_kd.trainset import Tokens, TrainSet
+from retrieval_kd.types import InputError
 
 Record = dict[str, float]
 LOG_STEPS = 10
@@ -55,6 +57,11 @@ def train(
     `key` identifies what is trained on what: a checkpoint of something else is not taken up.
     """
     tracked = list(settings.trackers)
+    for name in tracked:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"tracker {name!r} is not installed; `pip install {name}`, or take it out of training.trackers."
+            )
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=tracked or None, project_dir=folder)
     if tracked:
         accelerator.init_trackers("retrieval_kd", config=stage.model_dump(mode="json"))

@@ -276,7 +276,7 @@ def _target_vectors(term: Term, step: Step, like: Tensor) -> Tensor:
         return cut(teacher, step.width)
     if teacher.shape[1] != like.shape[1] and (term.relation == "cross" or term.loss in SAME_SPACE):
         raise InputError(
-            f"the student's vectors have {like.shape[1]} coordinates and teacher {name!r}'s {teacher.shape[1]}; "
+            f"the student's vectors have {like.shape[1]} coordinates, those of teacher {name!r} {teacher.shape[1]}; "
             f"set student.project = {teacher.shape[1]}, or imitate relations (relation = 'gram')."
         )
     return teacher

@@ -113,3 +113,60 @@ def test_without_candidates_documents_are_drawn() -> None:
     assert all(len(set(rows.tolist())) == 4 for rows in drawn)
     assert set(np.concatenate(drawn).tolist()) == set(range(6))
     assert draw(trainset, stage(), (0, 0), 0, documents=2).rows.tolist() == [0, 1]
+
+
+def test_bins_take_all_margins_alike(trainset: TrainSet) -> None:
+    """Nine negatives close to the positive and one far from it: the far one is drawn as often as not."""
+    rows = np.arange(11, dtype=np.int32)[None].repeat(2, 0)
+    scores = np.full((1, 2, 11), 0.0, np.float32)
+    scores[0, :, 0], scores[0, :, 1:10] = 10.0, 9.0
+    positive = np.zeros((2, 11), bool)
+    positive[:, 0] = True
+    few = TrainSet(Tokens.pack([[1], [2]]), hits=Hits(rows, scores[0]), scores=scores, positive=positive)
+    places = np.concatenate(
+        [draw(few, stage(sampling="bins", candidates=2), (0, 0), step).places for step in range(200)]
+    )
+    assert (places[:, 0] == 0).all()
+    assert 0.4 < (places[:, 1] == 10).mean() < 0.6
+    assert set(places[:, 1]) == set(range(1, 11))
+    plain = np.concatenate([draw(few, stage(candidates=2), (0, 0), step).places for step in range(200)])
+    assert (plain[:, 1] == 10).mean() < 0.2
+
+
+def test_unscored_candidates_come_last_in_bins(trainset: TrainSet) -> None:
+    for step in range(20):
+        drawn = draw(trainset, stage(sampling="bins", batch_size=QUERIES), (0, 0), step)
+        rows = np.take_along_axis(trainset.hits.rows[drawn.queries], drawn.places, axis=1)
+        assert ((rows >= 0).sum(1) == np.minimum(3, (trainset.hits.rows[drawn.queries] >= 0).sum(1))).all()
+
+
+def test_a_batch_comes_from_one_cluster(trainset: TrainSet) -> None:
+    clusters = np.array([0, 1, 0, 2, 1, 1, 0, 2, 1, 0, 0], np.int32)
+    grouped = dataclasses.replace(trainset, clusters=clusters)
+    settings = stage(batching="cluster", cluster_by="a")
+    seen = set()
+    for step in range(60):
+        queries = draw(grouped, settings, (0, 0), step).queries
+        assert len(set(clusters[queries])) == 1
+        assert len(queries) == len(set(queries.tolist())) == min(4, (clusters == clusters[queries[0]]).sum())
+        seen |= set(queries.tolist())
+    assert seen == set(range(QUERIES))
+
+
+def test_no_duplicates_keeps_equal_texts_and_positives_apart() -> None:
+    """Queries 0 and 1 have one text, 2 and 3 one positive; every epoch still has each query once."""
+    tokens = Tokens.pack([[7], [7], [1], [2], [3], [4]])
+    rows = np.array([[0, 9], [1, 9], [5, 9], [5, 8], [2, 9], [3, 9]], np.int32)
+    positive = np.array([[True, False]] * 6)
+    data = TrainSet(tokens, hits=Hits(rows, np.zeros(rows.shape, np.float32)), positive=positive)
+    settings = stage(batching="no_duplicates", batch_size=3, candidates=2)
+    visited: list[int] = []
+    for step in range(40):
+        queries = set(draw(data, settings, (0, 0), step).queries.tolist())
+        assert not {0, 1} <= queries
+        assert not {2, 3} <= queries
+        visited += sorted(queries)
+    counts = np.bincount(visited, minlength=6)
+    assert counts.max() - counts.min() <= 1
+    plain = [set(draw(data, stage(batch_size=3, candidates=2), (0, 0), step).queries.tolist()) for step in range(40)]
+    assert any({0, 1} <= queries for queries in plain)

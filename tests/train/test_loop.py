@@ -18,11 +18,11 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from retrieval_kd.losses import find_loss
-from retrieval_kd.recipe import Stage, Term, Training
-from retrieval_kd.students import Batch, Outputs, cross_encoder, dense
+from retrieval_kd.recipe import Stage, Term, Training, Validation
+from retrieval_kd.students import Batch, Outputs, cross_encoder, dense, own_scores
 from retrieval_kd.train.batches import Draw, draw
 from retrieval_kd.train.controllers import TermState
-from retrieval_kd.train.loop import train
+from retrieval_kd.train.loop import Run, make_batch, train
 from retrieval_kd.train.terms import Step, loss_of
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import Hits, InputError
@@ -340,3 +340,79 @@ def test_scores_keep_float32_under_autocast(model: Path) -> None:
     assert outputs.scores.dtype == torch.float32
     assert outputs.queries is not None
     assert outputs.scores[0, 1].item() == pytest.approx((outputs.queries[0] @ outputs.queries[1]).item(), rel=1e-6)
+
+
+def test_early_stopping_keeps_the_best_weights_also_when_resumed(model: Path, tmp_path: Path) -> None:
+    """Qualities 0.3, 0.5, 0.4, 0.2: the weights of the second validation, and no step after the fourth."""
+    stage, settings = (
+        stage_of(MARGIN, steps=40),
+        RESUMED.model_copy(update={"validation": Validation(every=3, patience=2)}),
+    )
+
+    def run(folder: Path, killed_after: int) -> tuple[nn.Module, list[dict[str, torch.Tensor]]]:
+        student, seen = dense.load(dense.Options(model=str(model))), []
+
+        def validate(student: nn.Module) -> float:
+            assert not student.training
+            seen.append(weights(student))
+            if len(seen) > killed_after:
+                raise KeyboardInterrupt
+            return [0.3, 0.5, 0.4, 0.2, 0.9][done + len(seen) - 1]
+
+        done = 3 if (folder / "checkpoint-00000010.pt").exists() else 0
+        train(student, make_trainset(student), stage, settings, folder, "v", validate=validate)
+        return student, seen
+
+    student, seen = run(tmp_path / "whole", 9)
+    assert len(seen) == 4
+    assert equal(weights(student), seen[1])
+    assert not equal(seen[1], seen[3])
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", 3)  # checkpoints every second step: resumed at 10, validated three times
+    again, late = run(tmp_path / "killed", 9)
+    assert len(late) == 1
+    assert equal(weights(again), weights(student))
+
+
+def test_the_mean_of_the_last_checkpoints(model: Path, tmp_path: Path) -> None:
+    def run(name: str, steps: int, checkpoints: int) -> dict[str, torch.Tensor]:
+        student = dense.load(dense.Options(model=str(model)))
+        stage = stage_of(MARGIN, steps=steps, warmup=0.0, average={"checkpoints": checkpoints})
+        train(student, make_trainset(student), stage, RESUMED, tmp_path / name, name)
+        return weights(student)
+
+    averaged, single = run("a", 6, 3), [run(f"s{steps}", steps, 1) for steps in (2, 4, 6)]
+    for name, tensor in averaged.items():
+        expected = torch.stack([one[name].double() for one in single]).mean(0)
+        torch.testing.assert_close(tensor.double(), expected, atol=1e-6, rtol=1e-5)
+    assert not equal(averaged, single[-1])
+
+
+def test_widths_are_a_mean_over_widths(model: Path, tmp_path: Path) -> None:
+    """The loss at step 0 is the mean of those of each width alone."""
+    student = dense.load(dense.Options(model=str(model), normalize=True))
+    trainset = make_trainset(student)
+
+    def first_loss(**settings: object) -> float:
+        run = Run({"student": student}, trainset, stage_of(FUSED, **settings), SETTINGS, 0)
+        run.optimizer.step = lambda: None
+        return run.step(0)[0]["loss"].item()
+
+    whole, both = first_loss(), first_loss(widths=(8, 4))
+    student.eval()
+    drawn = draw(trainset, stage_of(FUSED), (SETTINGS.seed, 0), 0)
+    outputs = student(make_batch(student, drawn, trainset))
+    short = []
+    for width in (8, 4):
+        sides = [nn.functional.normalize(side[:, :width], dim=1) for side in (outputs.queries, outputs.documents)]
+        grid = sides[0] @ sides[1].T
+        columns = torch.from_numpy(drawn.columns)
+        short.append(value_of(FUSED, Outputs(own_scores(grid, columns), grid, *sides), drawn, trainset).item())
+    assert both == pytest.approx((whole + sum(short)) / 3, rel=1e-5)
+
+
+def test_an_absent_tracker_is_told(model: Path, tmp_path: Path) -> None:
+    student = dense.load(dense.Options(model=str(model)))
+    settings = SETTINGS.model_copy(update={"trackers": ("mlflow",)})
+    with pytest.raises(InputError, match="tracker 'mlflow' is not installed; `pip install mlflow`"):
+        train(student, make_trainset(student), stage_of(MARGIN), settings, tmp_path, "t")

@@ -1,0 +1,58 @@
+"""Rules on candidates and queries, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retrieval_kd.recipe import Filter, Guide
+from retrieval_kd.train.curate import deny, keep_queries
+from retrieval_kd.trainset import Tokens, TrainSet
+from retrieval_kd.types import Hits, InputError
+
+ROWS = np.array([[3, 1, 0, 2], [2, 0, 1, -1], [5, 4, 1, 0]], np.int32)
+SCORES = np.array([[9.0, 7.0, 5.0, 9.5], [4.0, 3.9, np.nan, -np.inf], [1.0, 2.0, 3.0, 4.0]], np.float32)
+
+
+@pytest.fixture
+def trainset() -> TrainSet:
+    """The first candidate is the positive, but for query 2, which has none."""
+    positive = np.zeros(ROWS.shape, bool)
+    positive[:2, 0] = True
+    return TrainSet(
+        query_tokens=Tokens.pack([[1], [2, 2], [3]]),
+        document_tokens=Tokens.pack([[1]] * 6),
+        hits=Hits(ROWS, np.where(ROWS >= 0, 1, -np.inf).astype(np.float32)),
+        teachers=["other", "ce"],
+        scores=np.stack([np.zeros_like(SCORES), SCORES]),
+        positive=positive,
+        query_vectors={"a": np.arange(6.0, dtype=np.float32).reshape(3, 2)},
+    )
+
+
+def test_deny(trainset: TrainSet) -> None:
+    found = deny(trainset, Guide(teacher="ce", margin=3.0))
+    # query 0: 7 and 9.5 are above 9 - 3; query 1: 3.9 is, the unscored one stays; query 2 has no positive
+    assert found.hits.rows.tolist() == [[3, -1, 0, -1], [2, -1, 1, -1], [5, 4, 1, 0]]
+    assert np.isneginf(found.hits.scores[0, 1])
+    assert trainset.hits.rows.tolist() == ROWS.tolist()  # the one given is as it was
+
+
+def test_filter_by_the_student_and_the_teacher(trainset: TrainSet) -> None:
+    ranks = np.array([4, 2, 3])
+    by_student = keep_queries(trainset, Filter(student_rank=(2, 15)), ranks)
+    assert [by_student.query_tokens[place].tolist() for place in range(len(by_student))] == [[1], [2, 2]]
+    by_teacher = keep_queries(trainset, Filter(teacher="ce", teacher_rank=(1, 1)), ranks)
+    assert len(by_teacher) == 1  # of query 0 the teacher likes another document better
+    assert by_teacher.query_tokens[0].tolist() == [2, 2]
+    assert by_teacher.hits.rows.tolist() == [ROWS[1].tolist()]
+    assert by_teacher.scores.shape == (2, 1, 4)
+    assert by_teacher.query_vectors["a"].tolist() == [[2.0, 3.0]]
+    assert by_teacher.positive.tolist() == [[True, False, False, False]]
+    both = keep_queries(trainset, Filter(student_rank=(3, 4), teacher="ce", teacher_rank=(1, 2)), ranks)
+    assert both.query_tokens[0].tolist() == [1]
+
+
+def test_a_filter_that_leaves_nothing(trainset: TrainSet) -> None:
+    with pytest.raises(InputError, match="leaves none of 3 queries; widen its ranks"):
+        keep_queries(trainset, Filter(student_rank=(7, 9)), np.array([1, 2, 0]))
