@@ -100,6 +100,7 @@ def demo(
     console.quiet = quiet
     from retrieval_kd import pipeline
 
+    _hush()
     began = monotonic()
     workspace = pipeline.Workspace(Path(__file__).parent / "demo.toml", out)
     result = pipeline.run(workspace)
@@ -165,9 +166,20 @@ def doctor(quiet: Quiet = False, json_: Json = False) -> None:
         typer.echo(json.dumps(facts))
 
 
+def _hush() -> None:
+    """Keep other packages' bars and notes off the screen; ours say what goes on."""
+    import logging
+
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG when it is imported
+
+
 def _workspace(recipe: Path, out: Path | None, store: Path | None, set_: list[str] | None, allow: bool) -> Workspace:
     from retrieval_kd.pipeline import Workspace
 
+    _hush()
     overrides = [*(set_ or []), *(["data.allow_unknown_qrels=true"] if allow else [])]
     return Workspace(recipe, out, store, overrides)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from retrieval_kd import pipeline
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.files import read_json
 from retrieval_kd.pipeline import Workspace
+from retrieval_kd.teachers import load_teacher
 from retrieval_kd.teachers.bi_encoder import BiEncoder
 from retrieval_kd.types import InputError
 
@@ -223,6 +226,56 @@ def test_another_seed_retrains_and_no_more(
     assert changed == SINCE_TRAINING
     assert set(done) == {*BEFORE_TRAINING, *BASELINES}
     pipeline.run(workspace(place))  # back, for the tests after this one
+
+
+def test_processes_share_the_training_of_a_recipe(place: Path, report: dict[str, object]) -> None:
+    """`torchrun -m retrieval_kd train` ends where `rkd train` does; only the first process writes."""
+    out = place / "work/shared"
+    made = Workspace(place / "tiny.toml", out, place / "work/store")
+    pipeline.mine(made)
+    pipeline.score(made)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "retrieval_kd", "train", str(place / "tiny.toml"), "--out", str(out)]
+    done = subprocess.run([*command, "--store", str(place / "work/store")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    alone = workspace(place)
+    assert read_json(out / "stages/0/manifest.json")["key"] == read_json(alone.folder / "stages/0/manifest.json")["key"]
+    ours, theirs = ((folder / "training/0/log.jsonl").read_text() for folder in (out, alone.folder))
+    pairs = zip(json.loads(ours).items(), json.loads(theirs).items(), strict=True)
+    assert all(name == same and value == pytest.approx(other, abs=1e-5) for (name, value), (same, other) in pairs)
+    texts = made.test_queries.texts
+    vectors = [found.trained.embed(texts, "query") for found in (made, alone)]
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-3)  # Adam turns rounding into steps: 3 of at most 1e-3
+    assert sorted(path.name for path in (out / "training/0").iterdir()) == ["checkpoint-00000003.pt", "log.jsonl"]
+
+
+def test_a_stage_that_mines_with_the_student_reads_what_it_found(place: Path, report: dict[str, object]) -> None:
+    """Two stages, the second on the first student's candidates, filtered and averaged; and what each made of it."""
+    stage = """{ steps = 2, batch_size = 4, candidates = 4, terms = [{ loss = "info_nce" }] }"""
+    second = (
+        "{ steps = 2, batch_size = 2, candidates = 4, mine = { depth = 6, skip = 1 }, average = { stages = [0] }, "
+        'filter = { student_rank = [1, 20], teacher = "teacher", teacher_rank = [1, 20] }, '
+        'terms = [{ loss = "kl", teachers = ["snapshot"] }, { loss = "info_nce" }] }'
+    )
+    made = Workspace(place / "tiny.toml", place / "work/stages", place / "work/store", [f"stages=[{stage}, {second}]"])
+    for step in (pipeline.mine, pipeline.score, pipeline.train):
+        step(made)
+    folder = place / "work/stages"
+    before = load_teacher(made.student_as_teacher(folder / "stages/0/student"), made.collection)
+    queries = made.train_queries
+    full = before.embed(queries.texts, "query") @ before.embed(made.collection.documents, "document").T
+    order = np.argsort(-full, axis=1)
+    rows, ranks = np.load(folder / "mined/1/rows.npy"), np.load(folder / "mined/1/student_ranks.npy")
+    for number, grades in enumerate(queries.qrels):
+        rank = 1 + min(order[number].tolist().index(row) for row in grades if grades[row] > 0)
+        assert ranks[number] == (rank if rank <= 6 + 1 else 0)  # 0: beyond depth and skip
+        found = [row for row in rows[number].tolist() if row not in grades]
+        assert found == [row for row in order[number, 1:7].tolist() if row not in grades][: len(found)]
+    assert np.load(folder / "mined/1/scores.npy").shape == (2, 5, 6)
+    weights = [torch.load(folder / f"stages/{number}/weights.pt")["student"] for number in (0, 1)]
+    last = torch.load(folder / "training/1/checkpoint-00000002.pt", weights_only=False)["state"]["models"]["student"]
+    for name, tensor in weights[1].items():
+        torch.testing.assert_close(tensor, (weights[0][name] + last[name]) / 2, atol=1e-6, rtol=1e-5)
 
 
 def test_a_stage_names_the_command_that_comes_before_it(place: Path) -> None:
