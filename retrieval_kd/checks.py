@@ -64,6 +64,12 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
                 full = {name for name in cached if kinds[name] in HAS_VECTORS}
                 queries |= full
                 documents |= full
+    if recipe.student.options.get("normalize") is True and (beyond := terms_beyond_cosine(recipe)):
+        raise InputError(beyond[0])
+    if "index" in recipe.model_fields_set and not kind_module("students", recipe.student.kind).SEARCHES:
+        raise InputError(
+            f"a {recipe.student.kind} student cannot be indexed; it re-ranks the candidates. Leave [index] out."
+        )
     return Needs(candidates, labels, preferences, frozenset(queries), frozenset(documents), frozenset(live)), warnings
 
 
@@ -177,16 +183,21 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
         raise InputError(f"{where}: of = {term.of!r} learns, so it must be a live teacher with trainable = true.")
     if term.interpolate and term.normalize == "none":
         warnings.append(f"{where}: interpolate mixes teacher and student scores, whose scales may differ; normalize.")
-    if term.loss in UNBOUNDED and term.normalize == "none" and term.scale == 1.0 and _bounded(recipe) and cached:
-        unfit = [name for name in cached if kinds[name] not in HAS_VECTORS]
-        if unfit:
-            raise InputError(
-                f"{where}: the student's scores are cosines, between -1 and 1, and teacher {unfit[0]!r}'s are not: "
-                f"{term.loss} cannot meet them. Set normalize = 'minmax', or student.normalize = false."
-            )
     return warnings
 
 
-def _bounded(recipe: Recipe) -> bool:
-    """Whether the recipe itself says that the student's vectors have unit length."""
-    return recipe.student.kind == "dense" and recipe.student.options.get("normalize") is True
+def terms_beyond_cosine(recipe: Recipe) -> list[str]:
+    """What is wrong with terms that ask for scores that cosines cannot reach, if the student's vectors are unit."""
+    kinds = {teacher.name: teacher.kind for teacher in recipe.teachers}
+    found = []
+    for number, stage in enumerate(recipe.stages):
+        for place, term in enumerate(stage.terms):
+            plain = term.normalize == "none" and term.scale == 1.0
+            unfit = [name for name in term.teachers if name in kinds and kinds[name] not in HAS_VECTORS]
+            if term.loss in UNBOUNDED and plain and unfit:
+                found.append(
+                    f"stages[{number}].terms[{place}]: the student's scores are cosines, between -1 and 1, and teacher "
+                    f"{unfit[0]!r}'s are not: {term.loss} cannot meet them. Set normalize = 'minmax' or a scale, or "
+                    "student.normalize = false."
+                )
+    return found

@@ -170,9 +170,9 @@ def _hush() -> None:
     """Keep other packages' bars and notes off the screen; ours say what goes on."""
     import logging
 
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging as transformers_logging
 
-    disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG when it is imported
 
 

@@ -42,6 +42,15 @@ def zscore(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray((exact - _nan(np.nanmean, exact)) / (_nan(np.nanstd, exact) + 1e-6), np.float32)
 
 
+def softmax(scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Row-wise softmax over finite places, 0 elsewhere; rows without any are all 0."""
+    known = np.isfinite(scores)
+    filled = np.where(known, scores, -np.inf)
+    top = np.where(known.any(-1, keepdims=True), filled.max(-1, keepdims=True), 0.0)
+    weights = np.where(known, np.exp(filled - top), 0.0)
+    return np.asarray(weights / np.maximum(weights.sum(-1, keepdims=True), 1e-12))
+
+
 def log_odds(probabilities: NDArray[Number], clip: float = 1e-6) -> NDArray[Number]:
     """log(p / (1 - p)) of each probability, held between `clip` and 1 - `clip`; NaN where not finite.
 

@@ -138,6 +138,15 @@ def test_unbounded_regression_on_cosines() -> None:
     assert needs(terms(margin), student={**student, "normalize": False}).candidates
 
 
+def test_what_re_ranks_is_not_indexed() -> None:
+    student = {"kind": "late_interaction", "model": "m"}
+    with pytest.raises(InputError, match=r"cannot be indexed; it re-ranks the candidates\. Leave \[index\] out"):
+        needs(terms(NCE), student=student, index={"kind": "faiss"})
+    assert needs(terms(NCE), student=student).candidates
+    with pytest.raises(InputError, match="widths cuts vectors whose products are scores; a late_interaction has none"):
+        needs(terms(NCE, widths=[8]), student=student)
+
+
 def test_names_are_unique_and_not_taken() -> None:
     for name, message in (("minilm", "two teachers are called 'minilm'"), ("student", "which names the student here")):
         with pytest.raises(InputError, match=message):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import softmax as scipy_softmax
 from scipy.stats import rankdata
 from scipy.stats import zscore as scipy_zscore
 
-from retrieval_kd.targets import fuse, log_odds, minmax, rank, zscore
+from retrieval_kd.targets import fuse, log_odds, minmax, rank, softmax, zscore
 from retrieval_kd.types import InputError
 
 NAN, INF = np.nan, np.inf
@@ -121,3 +122,12 @@ def test_a_query_that_chooses_none_has_no_target() -> None:
     got = fuse(np.concatenate([TWO, TWO], 1), select=np.array([[False, True], [False, False]]))
     assert np.isnan(got[0]).all()
     np.testing.assert_array_equal(got[1], TWO[0, 0])
+
+
+def test_softmax_of_what_is_scored() -> None:
+    lists = np.array([[1.0, np.nan, 3.0], [-np.inf, np.nan, -np.inf], [700.0, 0.0, -700.0]])
+    found = softmax(lists)
+    np.testing.assert_allclose(found[0, [0, 2]], scipy_softmax([1.0, 3.0]), rtol=1e-12)
+    assert found[0, 1] == 0
+    assert found[1].tolist() == [0.0, 0.0, 0.0]
+    np.testing.assert_allclose(found[2], scipy_softmax(lists[2]), rtol=1e-9)

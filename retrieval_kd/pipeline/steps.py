@@ -27,6 +27,7 @@ def mine(workspace: Workspace) -> None:
 
     Training candidates hold judged positives first; test candidates only what the sources find.
     """
+    workspace.check_scale()
     if workspace.needs.candidates:
         queries = workspace.train_queries
         positives = [{row for row, grade in grades.items() if grade > 0} for grades in queries.qrels]

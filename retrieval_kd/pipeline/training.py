@@ -20,17 +20,20 @@ from retrieval_kd.files import fingerprint
 from retrieval_kd.losses import find_loss
 from retrieval_kd.pipeline.steps import score_candidates
 from retrieval_kd.pipeline.workspace import Workspace
+from retrieval_kd.progress import say
 from retrieval_kd.recipe import Live, Stage
 from retrieval_kd.scoring import fill_vectors, find_preferences, retrieve
 from retrieval_kd.students import load_student
 from retrieval_kd.teachers import Side, load_teacher
 from retrieval_kd.teachers.bi_encoder import BiEncoder
-from retrieval_kd.train.curate import deny, keep_queries
+from retrieval_kd.train.curate import deny, keep_queries, target_entropy
 from retrieval_kd.train.loop import average
 from retrieval_kd.train.loop import train as train_stage
 from retrieval_kd.train.validation import make_validation
 from retrieval_kd.trainset import Tokens, TrainSet, mark_positives
 from retrieval_kd.types import Hits, InputError
+
+SATURATED = 0.1  # nats
 
 
 def train(workspace: Workspace) -> None:
@@ -170,6 +173,12 @@ def _stage_trainset(workspace: Workspace, number: int, stage: Stage) -> tuple[Tr
         manifest = _mined_trainset(workspace, number, stage)
         folder = workspace.folder / "mined" / str(number)
         data, ranks = TrainSet.load(folder), np.load(folder / "student_ranks.npy")
+    for place, term in enumerate(stage.terms):
+        if (nats := target_entropy(term, data)) is not None and nats < SATURATED:
+            say(
+                f"stages[{number}].terms[{place}]: the teacher's lists have {nats:.3f} nats of entropy on average, one "
+                "document taking nearly all; a teacher_temperature of 2 or more keeps what it knows of the others."
+            )
     if stage.filter is not None:
         data = keep_queries(data, stage.filter, ranks)
     if stage.deny is not None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from retrieval_kd import __version__
-from retrieval_kd.checks import check
+from retrieval_kd.checks import check, terms_beyond_cosine
 from retrieval_kd.data import load_collection
 from retrieval_kd.files import atomic, fingerprint, hash_texts, read_json, write_json
 from retrieval_kd.gather import process
@@ -185,6 +185,12 @@ class Workspace:
     def student(self) -> Any:
         """The untrained student."""
         return load_student(self.recipe.student, self.recipe.training.seed)
+
+    def check_scale(self) -> None:
+        """Refuse terms that a student of unit vectors cannot fit; loads the student if there are such terms."""
+        beyond = terms_beyond_cosine(self.recipe)
+        if beyond and self.recipe.student.kind == "dense" and self.student.towers.normalized:
+            raise InputError(beyond[0])
 
     @property
     def reranks(self) -> bool:

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from retrieval_kd.recipe import Filter, Guide
+from retrieval_kd.losses import find_loss
+from retrieval_kd.recipe import Filter, Guide, Term
 from retrieval_kd.relations import Grid
 from retrieval_kd.relations import deny as deny_by_guide
+from retrieval_kd.targets import fuse, softmax
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import Hits, InputError
 
@@ -49,6 +51,22 @@ def keep_queries(trainset: TrainSet, rule: Filter, student_ranks: NDArray[np.int
     if not kept.any():
         raise InputError(f"the filter {rule.model_dump()} leaves none of {len(kept)} queries; widen its ranks.")
     return _take(trainset, np.flatnonzero(kept))
+
+
+def target_entropy(term: Term, trainset: TrainSet, queries: int = 1000) -> float | None:
+    """The mean entropy, in nats, of the distribution over a list that a term aims at, over the first `queries`.
+
+    None for a term that aims at no distribution of stored scores.
+    """
+    numbers = [list(trainset.teachers).index(name) for name in term.teachers if name in trainset.teachers]
+    loss = find_loss(term.loss)
+    soft = "teacher" in loss.needs and "teacher_temperature" in loss.options
+    if not soft or term.relation != "own" or not numbers or len(numbers) < len(term.teachers):
+        return None
+    assert trainset.scores is not None
+    lists = fuse(np.asarray(trainset.scores[numbers, :queries]), term.normalize, term.shares, term.scale)
+    chance = softmax(lists / (term.teacher_temperature or term.temperature or 1.0))
+    return float(-(chance * np.log(np.maximum(chance, 1e-12))).sum(1).mean())
 
 
 def _take(trainset: TrainSet, queries: NDArray[np.int64]) -> TrainSet:

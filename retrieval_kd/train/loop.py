@@ -83,23 +83,24 @@ def train(
                 break
             values, norm = run.step(step)
             done = step + 1
-            if done % LOG_STEPS == 0 or done == stage.steps:
+            quality: Record = {}
+            if validate is not None and settings.validation and done % settings.validation.every == 0:
+                student.eval()
+                quality = {"nDCG@10": validate(student)}
+                run.learn_quality(quality["nDCG@10"], done, settings.validation.patience)
+            if quality or done % LOG_STEPS == 0 or done == stage.steps:
                 record = {
                     "stage": number,
                     "step": done,
                     "gradient_norm": norm,
                     **{k: v.item() for k, v in values.items()},
+                    **quality,
                 }
                 records.append(record)
                 checkpoints.log(record)
                 if tracked:
                     accelerator.log(record, step=done)
                 advance(0, f"loss {record['loss']:.4f}")
-            if validate is not None and settings.validation and done % settings.validation.every == 0:
-                student.eval()
-                quality = validate(student)
-                run.learn_quality(quality, done, settings.validation.patience)
-                say(f"train: nDCG@10 {quality:.4f} at step {done}, best {run.best:.4f} at step {run.best_step}")
             if done % settings.checkpoint_steps == 0 or done == stage.steps or run.finished:
                 checkpoints.save(done)
                 accelerator.wait_for_everyone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.targets import zscore
+from retrieval_kd.targets import softmax, zscore
 
 _TINY = 1e-12
 
@@ -29,12 +29,3 @@ def selection_features(
     mean = np.log(chance.mean(0) + _TINY)
     dissent = (chance * (np.log(chance + _TINY) - mean)).sum(-1) / size
     return np.stack([entropy, rank, np.clip(gap, 0, 1), dissent], axis=-1).astype(np.float64)
-
-
-def softmax(scores: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Row-wise softmax over finite places, 0 elsewhere; rows without any are all 0."""
-    known = np.isfinite(scores)
-    filled = np.where(known, scores, -np.inf)
-    top = np.where(known.any(-1, keepdims=True), filled.max(-1, keepdims=True), 0.0)
-    weights = np.where(known, np.exp(filled - top), 0.0)
-    return np.asarray(weights / np.maximum(weights.sum(-1, keepdims=True), _TINY))

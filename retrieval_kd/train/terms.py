@@ -19,10 +19,10 @@ from retrieval_kd.recipe import LayerPairs, Regularizer, Soften, Term
 from retrieval_kd.regularizers import find_regularizer
 from retrieval_kd.relations import Grid
 from retrieval_kd.students import Outputs
-from retrieval_kd.targets import fuse, interpolate, soften_power, soften_top, soften_uniform
+from retrieval_kd.targets import fuse, interpolate, soften_power, soften_top, soften_uniform, softmax
 from retrieval_kd.train.batches import Draw
 from retrieval_kd.train.controllers import TermState
-from retrieval_kd.train.selection import selection_features, softmax
+from retrieval_kd.train.selection import selection_features
 from retrieval_kd.trainset import TrainSet
 from retrieval_kd.types import InputError
 

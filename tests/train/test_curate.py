@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import softmax
+from scipy.stats import entropy
 
-from retrieval_kd.recipe import Filter, Guide
-from retrieval_kd.train.curate import deny, keep_queries
+from retrieval_kd.recipe import Filter, Guide, Term
+from retrieval_kd.train.curate import deny, keep_queries, target_entropy
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import Hits, InputError
 
@@ -56,3 +58,14 @@ def test_filter_by_the_student_and_the_teacher(trainset: TrainSet) -> None:
 def test_a_filter_that_leaves_nothing(trainset: TrainSet) -> None:
     with pytest.raises(InputError, match="leaves none of 3 queries; widen its ranks"):
         keep_queries(trainset, Filter(student_rank=(7, 9)), np.array([1, 2, 0]))
+
+
+def test_how_undecided_a_target_is(trainset: TrainSet) -> None:
+    lists = [[9.0, 7.0, 5.0, 9.5], [4.0, 3.9], [1.0, 2.0, 3.0, 4.0]]
+    for temperature in (1.0, 4.0):
+        term = Term(loss="kl", teachers=("ce",), teacher_temperature=temperature)
+        expected = np.mean([entropy(softmax(np.array(one) / temperature)) for one in lists])
+        assert target_entropy(term, trainset) == pytest.approx(expected, rel=1e-5)
+    assert target_entropy(Term(loss="kl", teachers=("ce",), scale=100.0), trainset) < 0.1  # saturated
+    assert target_entropy(Term(loss="margin_mse", teachers=("ce",)), trainset) is None
+    assert target_entropy(Term(loss="kl", teachers=("snapshot",)), trainset) is None

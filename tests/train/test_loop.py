@@ -364,6 +364,8 @@ def test_early_stopping_keeps_the_best_weights_also_when_resumed(model: Path, tm
         return student, seen
 
     student, seen = run(tmp_path / "whole", 9)
+    log = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
+    assert [record["nDCG@10"] for record in log if "nDCG@10" in record] == [0.3, 0.5, 0.4, 0.2]
     assert len(seen) == 4
     assert equal(weights(student), seen[1])
     assert not equal(seen[1], seen[3])
