@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from retrieval_kd.losses import Loss, check_options, find_loss
-from retrieval_kd.recipe import Recipe, Rendering, Stage, Term, kind_module
+from retrieval_kd.recipe import Recipe, Rendering
 from retrieval_kd.regularizers import find_regularizer
+from retrieval_kd.stages import Stage, Term
+from retrieval_kd.tables import kind_module
 from retrieval_kd.types import InputError
 
 HAS_VECTORS = {"bi_encoder"}  # kinds of cached teachers whose vectors are kept

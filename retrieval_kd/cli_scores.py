@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from retrieval_kd.progress import console, say
-from retrieval_kd.recipe import kind_module, kinds
+from retrieval_kd.tables import kind_module, kinds
 from retrieval_kd.types import InputError
 
 app = typer.Typer(

@@ -11,7 +11,7 @@ from sentence_transformers.base.modules import Transformer
 from torch import nn
 
 from retrieval_kd.extras import missing_extra
-from retrieval_kd.recipe import Positive, Table
+from retrieval_kd.tables import Positive, Table
 from retrieval_kd.types import InputError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from retrieval_kd.recipe import Ramp
+from retrieval_kd.stages import Ramp
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:

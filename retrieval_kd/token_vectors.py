@@ -19,7 +19,7 @@ from tokenizers import AddedToken
 from torch import nn
 
 from retrieval_kd.files import read_json
-from retrieval_kd.recipe import Precision
+from retrieval_kd.tables import Precision
 from retrieval_kd.towers import describe
 from retrieval_kd.types import InputError
 from retrieval_kd.weights import locate_model

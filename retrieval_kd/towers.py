@@ -15,7 +15,7 @@ from sentence_transformers.base.modules import Module, Normalize, Router
 from torch import Tensor, nn
 
 from retrieval_kd.gather import encode_sorted
-from retrieval_kd.recipe import Precision
+from retrieval_kd.tables import Precision
 from retrieval_kd.types import InputError
 from retrieval_kd.weights import hash_weights, locate_model
 

@@ -142,7 +142,7 @@ def _train(workspace: Any, name: str, seed: int, arguments: argparse.Namespace) 
         return
     from retrieval_kd.evaluate.quality import per_query
     from retrieval_kd.files import write_json
-    from retrieval_kd.recipe import Stage, Training
+    from retrieval_kd.stages import Stage, Training
     from retrieval_kd.students import load_student
     from retrieval_kd.teachers.bi_encoder import BiEncoder
     from retrieval_kd.train.loop import train

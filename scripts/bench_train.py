@@ -90,7 +90,7 @@ def _spawn(arguments: argparse.Namespace, contender: str, precision: str) -> dic
 def _triples(arguments: argparse.Namespace) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
     """Queries (n,), documents, rows (n, 2) of the documents, teacher scores (n, 2): BM25's, over 10."""
     from retrieval_kd.data import load_collection
-    from retrieval_kd.recipe import Component
+    from retrieval_kd.tables import Component
     from retrieval_kd.teachers import load_teacher
     from retrieval_kd.types import Collection
 
@@ -124,7 +124,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def _ours(
     arguments: argparse.Namespace, queries: list[str], documents: list[str], rows: np.ndarray, scores: np.ndarray
 ) -> tuple[Any, list[float], list[float]]:
-    from retrieval_kd.recipe import Stage, Term, Training
+    from retrieval_kd.stages import Stage, Term, Training
     from retrieval_kd.students.dense import Options, load
     from retrieval_kd.train import loop
     from retrieval_kd.trainset import Tokens, TrainSet
@@ -187,7 +187,7 @@ def _theirs(
     from torch.utils.data import SequentialSampler
     from transformers import TrainerCallback
 
-    from retrieval_kd.recipe import Stage, Term
+    from retrieval_kd.stages import Stage, Term
     from retrieval_kd.train.batches import draw
     from retrieval_kd.trainset import Tokens, TrainSet
     from retrieval_kd.types import Hits

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from retrieval_kd.checks import Needs, check
-from retrieval_kd.recipe import Recipe, parse
+from retrieval_kd.recipe import Recipe
+from retrieval_kd.tables import parse
 from retrieval_kd.types import InputError
 
 TEACHERS = [

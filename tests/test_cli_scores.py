@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from retrieval_kd import cli
 from retrieval_kd.layouts import read_records
 from retrieval_kd.progress import console
-from retrieval_kd.recipe import kinds
 from retrieval_kd.store.store import Store
+from retrieval_kd.tables import kinds
 from retrieval_kd.types import InputError
 
 RUN = "q0 Q0 d0 1 9.5 x\nq0 Q0 d1 2 0.25 x\nq1 Q0 d1 1 3 x\n"

@@ -17,7 +17,7 @@ from retrieval_kd.extras import EXTRA_OF
 
 PACKAGE = Path(retrieval_kd.__file__).parent
 LAYERS = [
-    {"types", "files", "extras", "recipe", "progress", "weights", "methods", "__init__"},
+    {"types", "files", "extras", "recipe", "stages", "tables", "progress", "weights", "methods", "__init__"},
     {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"lora", "pair_head", "pooling", "token_vectors"},
@@ -158,7 +158,7 @@ def test_extras_are_those_of_pyproject() -> None:
         "import retrieval_kd; retrieval_kd.Encoder; retrieval_kd.open_index; retrieval_kd.load_collection",
         "sys.argv = ['rkd', '--help']; runpy.run_module('retrieval_kd', run_name='__main__')",
         "sys.argv = ['rkd', 'serve', '--help']; runpy.run_module('retrieval_kd', run_name='__main__')",
-        "from retrieval_kd.recipe import kind_module; kind_module('index', 'faiss')",
+        "from retrieval_kd.tables import kind_module; kind_module('index', 'faiss')",
     ],
 )
 def test_imports_without_torch(code: str) -> None:

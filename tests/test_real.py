@@ -11,7 +11,7 @@ import pytest
 
 from retrieval_kd.data import load_collection
 from retrieval_kd.evaluate.quality import per_query
-from retrieval_kd.recipe import Component
+from retrieval_kd.tables import Component
 from retrieval_kd.teachers import load_teacher
 from retrieval_kd.types import InputError
 from retrieval_kd.weights import MINILM, locate_model

@@ -14,7 +14,8 @@ import pytest
 
 import retrieval_kd
 from retrieval_kd.extras import EXTRA_OF, missing_extra
-from retrieval_kd.recipe import Component, Recipe, Rendering, kind_module, kinds, load_recipe, options, parse
+from retrieval_kd.recipe import Recipe, Rendering, load_recipe
+from retrieval_kd.tables import Component, kind_module, kinds, options, parse
 from retrieval_kd.types import InputError
 
 PACKAGE = Path(retrieval_kd.__file__).parent

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from retrieval_kd.recipe import Ramp
 from retrieval_kd.schedules import learning_rate_factor, weight_at
+from retrieval_kd.stages import Ramp
 
 
 def test_learning_rate_by_hand() -> None:

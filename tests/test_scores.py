@@ -14,10 +14,10 @@ from tiny import tiny_sentence_transformer
 from retrieval_kd import pipeline
 from retrieval_kd.pipeline import Workspace, scores
 from retrieval_kd.pipeline.scores import Source, export_scores, import_scores, publish, stored_records
-from retrieval_kd.recipe import kind_module, kinds
 from retrieval_kd.store.keys import text_keys
 from retrieval_kd.store.operations import compact
 from retrieval_kd.store.store import Store
+from retrieval_kd.tables import kind_module, kinds
 from retrieval_kd.types import Collection, InputError, Queries
 
 TEXTS = ["lock a file", "sort a list", "read a line", "open a path", "sort a list"]  # the last is the second again

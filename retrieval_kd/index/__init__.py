@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_kd.files import read_json
-from retrieval_kd.recipe import kind_module
+from retrieval_kd.tables import kind_module
 from retrieval_kd.types import Hits, InputError
 
 MANIFEST = "index.json"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval_kd.files import atomic, read_json, size_bytes, write_json
 from retrieval_kd.index import FORMAT, MANIFEST, read_manifest
-from retrieval_kd.recipe import Positive, Table
+from retrieval_kd.tables import Positive, Table
 from retrieval_kd.types import Hits, InputError
 
 _VECTORS, _IDS = "index.faiss", "document_ids.json"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from retrieval_kd.recipe import kind_module, kinds
+from retrieval_kd.tables import kind_module, kinds
 from retrieval_kd.types import InputError
 
 

@@ -26,7 +26,7 @@ from typing import Any, Literal, cast, get_type_hints
 from pydantic import ConfigDict, create_model
 from torch import Tensor
 
-from retrieval_kd.recipe import parse
+from retrieval_kd.tables import parse
 from retrieval_kd.types import InputError
 
 MODULES = ("choice", "labels", "orders", "pairs", "regression", "transport", "vectors")

@@ -16,8 +16,8 @@ from retrieval_kd.export import export_encoder
 from retrieval_kd.files import hash_texts, load_hits, read_run, save_hits, sha256, size_bytes, write_run
 from retrieval_kd.index import open_index
 from retrieval_kd.pipeline.workspace import Split, Workspace
-from retrieval_kd.recipe import kind_module, options
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
+from retrieval_kd.tables import kind_module, options
 from retrieval_kd.teachers.bi_encoder import BiEncoder
 from retrieval_kd.types import Hits, InputError, Queries
 

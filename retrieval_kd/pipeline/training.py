@@ -21,8 +21,9 @@ from retrieval_kd.losses import find_loss
 from retrieval_kd.pipeline.steps import score_candidates
 from retrieval_kd.pipeline.workspace import Workspace
 from retrieval_kd.progress import say
-from retrieval_kd.recipe import Live, Stage
+from retrieval_kd.recipe import Live
 from retrieval_kd.scoring import fill_vectors, find_preferences, retrieve
+from retrieval_kd.stages import Stage
 from retrieval_kd.students import load_student
 from retrieval_kd.teachers import Side, load_teacher
 from retrieval_kd.teachers.bi_encoder import BiEncoder

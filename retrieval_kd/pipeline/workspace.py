@@ -20,8 +20,9 @@ from retrieval_kd.files import atomic, fingerprint, hash_texts, read_json, write
 from retrieval_kd.gather import process
 from retrieval_kd.progress import say
 from retrieval_kd.pseudo_queries import make_pseudo_queries
-from retrieval_kd.recipe import Component, Rendering, RunFiles, Source, kind_module, load_recipe, options, parse
+from retrieval_kd.recipe import Rendering, RunFiles, Source, load_recipe
 from retrieval_kd.students import load_student
+from retrieval_kd.tables import Component, kind_module, options, parse
 from retrieval_kd.teachers import Teacher, load_teacher
 from retrieval_kd.types import ORIGINAL, Collection, InputError, Queries
 

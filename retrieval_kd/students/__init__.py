@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrieval_kd.recipe import Component, kind_module, options
+from retrieval_kd.tables import Component, kind_module, options
 from retrieval_kd.towers import Side
 
 Tokens = Sequence[NDArray[np.int32]]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from retrieval_kd.gather import encode_sorted
-from retrieval_kd.recipe import Positive, Table
 from retrieval_kd.students import Batch, Outputs
+from retrieval_kd.tables import Positive, Table
 from retrieval_kd.towers import Side, pad
 from retrieval_kd.weights import locate_model
 

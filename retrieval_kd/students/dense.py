@@ -21,8 +21,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
 from retrieval_kd.lora import Lora, add_lora, merged
-from retrieval_kd.recipe import Positive, Table
 from retrieval_kd.students import Batch, Outputs, own_scores
+from retrieval_kd.tables import Positive, Table
 from retrieval_kd.towers import Side, Towers, load_towers, run_tower, tokenize
 from retrieval_kd.types import InputError
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from retrieval_kd.gather import encode_sorted
 from retrieval_kd.lora import Lora, add_lora, merged
-from retrieval_kd.recipe import Positive, Table
 from retrieval_kd.students import Batch, Outputs, Tokens, own_scores
+from retrieval_kd.tables import Positive, Table
 from retrieval_kd.token_vectors import load_token_encoder, set_query_length
 from retrieval_kd.towers import Side, pad
 from retrieval_kd.types import InputError

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.recipe import Component, kind_module, options
 from retrieval_kd.store.store import Store
+from retrieval_kd.tables import Component, kind_module, options
 from retrieval_kd.types import Collection, Hits
 
 Side = Literal["query", "document"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.recipe import Positive, Precision, Table
+from retrieval_kd.tables import Positive, Precision, Table
 from retrieval_kd.towers import Side, Towers, describe, embed, load_towers
 from retrieval_kd.types import Collection
 

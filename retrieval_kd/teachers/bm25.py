@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from retrieval_kd.files import hash_texts
-from retrieval_kd.recipe import Table
+from retrieval_kd.tables import Table
 from retrieval_kd.types import Collection, Hits, InputError
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from retrieval_kd.recipe import Positive, Precision, Table
+from retrieval_kd.tables import Positive, Precision, Table
 from retrieval_kd.towers import autocast
 from retrieval_kd.types import Collection, InputError
 from retrieval_kd.weights import hash_weights, locate_model

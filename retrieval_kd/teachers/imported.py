@@ -17,11 +17,11 @@ from pydantic import model_validator
 
 from retrieval_kd.files import hash_texts, sha256
 from retrieval_kd.layouts import Record, check_layout, read_records
-from retrieval_kd.recipe import Table
 from retrieval_kd.store.keys import text_keys
 from retrieval_kd.store.operations import unknown_rows
 from retrieval_kd.store.parts import schema_of
 from retrieval_kd.store.store import Store
+from retrieval_kd.tables import Table
 from retrieval_kd.types import Collection, InputError
 
 BATCH = 2**20  # judgements that are put into the store at once

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval_kd.pair_head import PairHead, load_head, load_pair_encoder
-from retrieval_kd.recipe import Positive, Precision, Table
+from retrieval_kd.tables import Positive, Precision, Table
 from retrieval_kd.towers import Side, Towers, describe, embed
 from retrieval_kd.types import Collection
 from retrieval_kd.weights import hash_weights, locate_model

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.recipe import Stage
+from retrieval_kd.stages import Stage
 from retrieval_kd.trainset import TrainSet
 
 BINS = 10  # of teacher margins, for sampling "bins" (TAS-B)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval_kd.recipe import Interpolate, Select, Term
+from retrieval_kd.stages import Interpolate, Select, Term
 
 
 class Taid:

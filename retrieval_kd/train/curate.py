@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval_kd.losses import find_loss
-from retrieval_kd.recipe import Filter, Guide, Term
 from retrieval_kd.relations import Grid
 from retrieval_kd.relations import deny as deny_by_guide
+from retrieval_kd.stages import Filter, Guide, Term
 from retrieval_kd.targets import fuse, softmax
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import Hits, InputError

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from retrieval_kd.files import fingerprint
 from retrieval_kd.gather import process, sum_gradients
 from retrieval_kd.progress import progress, say
-from retrieval_kd.recipe import Stage, Training
 from retrieval_kd.schedules import learning_rate_factor, weight_at
+from retrieval_kd.stages import Stage, Training
 from retrieval_kd.students import Batch, Outputs, own_scores
 from retrieval_kd.towers import autocast
 from retrieval_kd.train.batches import Draw, draw

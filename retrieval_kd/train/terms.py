@@ -15,9 +15,9 @@ from retrieval_kd import relations
 from retrieval_kd.losses import find_loss
 from retrieval_kd.losses.labels import info_nce
 from retrieval_kd.losses.layers import layer_weights
-from retrieval_kd.recipe import LayerPairs, Regularizer, Soften, Term
 from retrieval_kd.regularizers import find_regularizer
 from retrieval_kd.relations import Grid
+from retrieval_kd.stages import LayerPairs, Regularizer, Soften, Term
 from retrieval_kd.students import Outputs
 from retrieval_kd.targets import fuse, interpolate, soften_power, soften_top, soften_uniform, softmax
 from retrieval_kd.train.batches import Draw

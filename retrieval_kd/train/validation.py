@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from retrieval_kd.evaluate.quality import per_query
-from retrieval_kd.recipe import Precision
 from retrieval_kd.scoring import rerank
+from retrieval_kd.tables import Precision
 from retrieval_kd.towers import autocast
 from retrieval_kd.train.batches import Draw
 from retrieval_kd.train.loop import make_batch

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from published import MALFORMED, PUBLISHED
 
 from retrieval_kd.layouts import Record, find_writer, read_records
-from retrieval_kd.recipe import kind_module, kinds
+from retrieval_kd.tables import kind_module, kinds
 from retrieval_kd.types import InputError
 
 NAMES = [f"{layout}-{name}" for layout, name, _, _ in PUBLISHED]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from retrieval_kd.methods import read_method
-from retrieval_kd.recipe import kinds
+from retrieval_kd.tables import kinds
 
 PLANNED = {"splade", "inference_free", "static", "lexical"}  # student kinds that may not exist yet
 ANY_TEACHER = {"first": "scores: any", "second": "scores: any"}  # of a method without roles

@@ -18,7 +18,8 @@ from retrieval_kd import checks, cli
 from retrieval_kd.checks import check
 from retrieval_kd.losses import find_loss
 from retrieval_kd.methods import FACTS, method_names, method_text, read_method
-from retrieval_kd.recipe import Recipe, load_recipe, options
+from retrieval_kd.recipe import Recipe, load_recipe
+from retrieval_kd.tables import options
 from retrieval_kd.types import InputError
 
 NAMES = method_names()

@@ -19,7 +19,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from retrieval_kd import pipeline
 from retrieval_kd.methods import method_names, read_method
 from retrieval_kd.pipeline import Workspace
-from retrieval_kd.recipe import Recipe, Training, load_recipe
+from retrieval_kd.recipe import Recipe, load_recipe
+from retrieval_kd.stages import Training
 from retrieval_kd.students import load_student
 from retrieval_kd.train.loop import train
 from retrieval_kd.trainset import Tokens, TrainSet

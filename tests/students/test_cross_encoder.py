@@ -11,9 +11,9 @@ from sentence_transformers import CrossEncoder
 from tiny import WORDS, collection_of, tiny_sentence_transformer
 from transformers import BertConfig, BertForSequenceClassification
 
-from retrieval_kd.recipe import Component
 from retrieval_kd.students import Batch, load_student
 from retrieval_kd.students.cross_encoder import CrossEncoderStudent
+from retrieval_kd.tables import Component
 from retrieval_kd.teachers import load_teacher
 
 RNG = np.random.default_rng(0)

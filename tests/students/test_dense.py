@@ -12,8 +12,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tiny import WORDS, tiny_sentence_transformer
 
-from retrieval_kd.recipe import Component
 from retrieval_kd.students import Batch, dense, load_student
+from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
 
 RNG = np.random.default_rng(0)

@@ -15,8 +15,8 @@ from sentence_transformers import MultiVectorEncoder
 from tiny import WORDS, tiny_sentence_transformer
 from transformers import AutoTokenizer, BertModel
 
-from retrieval_kd.recipe import Component
 from retrieval_kd.students import Batch, late_interaction, load_student
+from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
 
 RNG = np.random.default_rng(0)

@@ -12,8 +12,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tiny import CHECK_TEXTS, tiny_sentence_transformer
 
-from retrieval_kd.recipe import Component
 from retrieval_kd.students import Batch, load_student
+from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
 
 LORA = {"rank": 2, "alpha": 6}

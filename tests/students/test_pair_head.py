@@ -16,9 +16,9 @@ from torch.nn.functional import relu
 from retrieval_kd import pair_head as heads
 from retrieval_kd.pair_head import PairHead, load_head, load_pair_encoder
 from retrieval_kd.pooling import PMA
-from retrieval_kd.recipe import Component
 from retrieval_kd.students import Batch, load_student
 from retrieval_kd.students.pair_head import PairHeadStudent
+from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
 
 RNG = np.random.default_rng(0)

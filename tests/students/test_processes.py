@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from retrieval_kd.gather import sum_gradients
-from retrieval_kd.recipe import Component
 from retrieval_kd.students import Batch, load_student
+from retrieval_kd.tables import Component
 
 TEXTS = ["sort a list", "read", "open the file and close it", "a map, a key: a value", "is"]
 STUDENTS: dict[str, dict[str, Any]] = {"late_interaction": {}, "pair_head": {"hidden": [8], "pooling": "pma"}}

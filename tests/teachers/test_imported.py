@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieval_kd.recipe import Component
 from retrieval_kd.scoring import fill_scores
 from retrieval_kd.store.keys import text_keys
 from retrieval_kd.store.store import Store
+from retrieval_kd.tables import Component
 from retrieval_kd.teachers import Archive, imported, load_teacher
 from retrieval_kd.types import Collection, Hits, InputError, Queries
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tiny import collection_of, tiny_sentence_transformer
 
-from retrieval_kd.recipe import Component
 from retrieval_kd.students import Batch, load_student
+from retrieval_kd.tables import Component
 from retrieval_kd.teachers import late_interaction, load_teacher
 from retrieval_kd.types import InputError
 

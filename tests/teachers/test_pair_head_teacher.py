@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import collection_of, tiny_sentence_transformer
 
-from retrieval_kd.recipe import Component
 from retrieval_kd.students import Batch, load_student
+from retrieval_kd.tables import Component
 from retrieval_kd.teachers import load_teacher, pair_head
 from retrieval_kd.types import InputError
 

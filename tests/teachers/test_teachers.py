@@ -16,8 +16,8 @@ import torch
 from tiny import WORDS, collection_of, tiny_sentence_transformer
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from retrieval_kd.recipe import Component, kinds
 from retrieval_kd.students import load_student
+from retrieval_kd.tables import Component, kinds
 from retrieval_kd.teachers import Archive, Embedder, Retriever, Teacher, bi_encoder, bm25, cross_encoder, load_teacher
 from retrieval_kd.types import InputError
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from retrieval_kd.recipe import Stage, Term
+from retrieval_kd.stages import Stage, Term
 from retrieval_kd.train.batches import Draw, draw
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import Hits

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval_kd.recipe import Interpolate, Select, Term
+from retrieval_kd.stages import Interpolate, Select, Term
 from retrieval_kd.train.controllers import Queue, Selection, Taid, TermState
 from retrieval_kd.train.selection import selection_features
 

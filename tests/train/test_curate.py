@@ -7,7 +7,7 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from retrieval_kd.recipe import Filter, Guide, Term
+from retrieval_kd.stages import Filter, Guide, Term
 from retrieval_kd.train.curate import deny, keep_queries, target_entropy
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import Hits, InputError

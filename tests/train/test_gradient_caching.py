@@ -10,7 +10,7 @@ from test_loop import make_trainset, stage_of
 from tiny import tiny_sentence_transformer
 
 from retrieval_kd.losses import find_loss, loss_names
-from retrieval_kd.recipe import Term, Training
+from retrieval_kd.stages import Term, Training
 from retrieval_kd.students import dense
 from retrieval_kd.train.loop import Run
 

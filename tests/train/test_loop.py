@@ -18,7 +18,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from retrieval_kd.losses import find_loss
-from retrieval_kd.recipe import Stage, Term, Training, Validation
+from retrieval_kd.stages import Stage, Term, Training, Validation
 from retrieval_kd.students import Batch, Outputs, cross_encoder, dense, own_scores
 from retrieval_kd.train.batches import Draw, draw
 from retrieval_kd.train.controllers import TermState

@@ -13,7 +13,7 @@ from retrieval_kd.losses.choice import kl
 from retrieval_kd.losses.labels import info_nce
 from retrieval_kd.losses.layers import layer_weights
 from retrieval_kd.losses.regression import margin_mse
-from retrieval_kd.recipe import Guide, LayerPairs, Regularizer, Soften, Term
+from retrieval_kd.stages import Guide, LayerPairs, Regularizer, Soften, Term
 from retrieval_kd.students import Outputs, own_scores
 from retrieval_kd.train.batches import Draw
 from retrieval_kd.train.controllers import TermState

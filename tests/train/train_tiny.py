@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_loop import FUSED, IN_BATCH, MARGIN, make_trainset, stage_of  # the train set of the loop's own tests
 
 from retrieval_kd.gather import process
-from retrieval_kd.recipe import Regularizer, Term, Training
+from retrieval_kd.stages import Regularizer, Term, Training
 from retrieval_kd.students import dense
 from retrieval_kd.train.loop import train
 
