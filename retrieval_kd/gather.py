@@ -7,12 +7,13 @@ one process on the same batch: in-batch relations, queues and FLOPS are those of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,23 +29,26 @@ def encode_sorted(
     items: Sequence[T],
     lengths: Sequence[int],
     encode: Callable[[list[T]], Tensor],
-    micro_batch: int,
+    micro_batch_tokens: int,
     gradient_caching: bool = False,
 ) -> Tensor:
     """Encode `items` in micro-batches of similar length: (n, ...) in the order given.
 
-    `encode` maps a list of items to a tensor with a row for each. Processes share the items. With
-    `gradient_caching` nothing but the result is kept of a micro-batch, which is encoded a second
-    time when its gradient is due: memory is that of one micro-batch whatever n is, the random
-    numbers are the same ones, and so is the gradient.
+    `encode` maps a list of items to a tensor with a row for each. `lengths` are in tokens, and a
+    micro-batch holds at most `micro_batch_tokens`, padding included, or one item: so little is padding,
+    and short texts go many at a time. Processes share the items. With `gradient_caching`
+    nothing but the result is kept of a micro-batch, which is encoded a second time when its gradient is
+    due: memory is that of one micro-batch whatever n is, the random numbers are the same ones, and so is
+    the gradient.
     Source: Gao et al. 2021, arXiv:2101.06983; recomputing: Chen et al. 2016, arXiv:1604.06174.
     """
     rank, world = process()
     order = np.argsort(lengths, kind="stable")
-    share = np.resize(order, -(-len(order) // world) * world)[rank::world]  # equal shares: some items come twice
+    extra = np.repeat(order[-1:], -len(order) % world)  # equal shares: the longest item may come twice
+    share = np.concatenate([order, extra])[rank::world]
     pieces = []
-    for start in range(0, len(share), micro_batch):
-        chunk = [items[place] for place in share[start : start + micro_batch]]
+    for places in _micro_batches(share, [lengths[place] for place in share], micro_batch_tokens):
+        chunk = [items[place] for place in places]
         if gradient_caching and torch.is_grad_enabled():
             pieces.append(cast(Tensor, checkpoint(encode, chunk, use_reentrant=False)))
         else:
@@ -53,6 +57,15 @@ def encode_sorted(
     place_of = np.empty(len(order), np.int64)
     place_of[order] = np.arange(len(order)) % world * len(share) + np.arange(len(order)) // world
     return whole[torch.from_numpy(place_of).to(whole.device)]
+
+
+def _micro_batches(places: NDArray[np.int64], lengths: Sequence[int], tokens: int) -> Iterator[NDArray[np.int64]]:
+    """Consecutive pieces of `places`, whose `lengths` rise, of at most so many tokens when padded."""
+    start = 0
+    for end in range(1, len(places) + 1):
+        if end == len(places) or lengths[end] * (end + 1 - start) > tokens:
+            yield places[start:end]
+            start = end
 
 
 def gather(rows: Tensor) -> Tensor:

@@ -191,6 +191,6 @@ class Training(Table):
 
     seed: int = 0
     checkpoint_steps: Positive = 200
-    micro_batch: Positive = 16  # texts encoded at once, of similar length
+    micro_batch_tokens: Positive | None = None  # tokens encoded at once; absent: 1,024 on a CPU, else 65,536
     validation: Validation | None = None
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()  # accelerate's

@@ -27,8 +27,8 @@ class Reading(Protocol):
     """How texts are encoded in training; a Batch is one."""
 
     @property
-    def micro_batch(self) -> int:
-        """Texts encoded at once."""
+    def micro_batch_tokens(self) -> int:
+        """Tokens encoded at once, padding included."""
         ...
 
     @property
@@ -164,7 +164,7 @@ def run_tower(modules: nn.ModuleList, token_ids: Sequence[NDArray[np.int32]], ba
         return torch.stack(every, dim=1)
 
     lengths = [len(ids) for ids in token_ids]
-    return encode_sorted(token_ids, lengths, encode, batch.micro_batch, batch.gradient_caching)
+    return encode_sorted(token_ids, lengths, encode, batch.micro_batch_tokens, batch.gradient_caching)
 
 
 def _vectors(modules: nn.ModuleList, features: dict[str, Any]) -> Tensor:

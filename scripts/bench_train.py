@@ -71,14 +71,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--micro-batch", type=int, default=16)
+    parser.add_argument("--micro-batch-tokens", type=int, default=1024)
     parser.add_argument("--contender", choices=("sentence_transformers", "retrieval_kd"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def _spawn(arguments: argparse.Namespace, contender: str, precision: str) -> dict[str, Any]:
     command = [sys.executable, __file__, "--contender", contender, "--precision", precision]
-    for name in ("data", "device", "batch_size", "steps", "micro_batch"):
+    for name in ("data", "device", "batch_size", "steps", "micro_batch_tokens"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -151,7 +151,7 @@ def _ours(
         precision=arguments.precision[0],
         terms=(Term(loss="margin_mse", teachers=("bm25",)),),
     )
-    settings = Training(checkpoint_steps=10**9, micro_batch=arguments.micro_batch)
+    settings = Training(checkpoint_steps=10**9, micro_batch_tokens=arguments.micro_batch_tokens)
     losses: list[float] = []
     seconds: list[float] = []
     step = loop.Run.step

@@ -36,7 +36,7 @@ class Batch:
     documents: Tokens
     columns: Tensor
     document_vectors: Tensor | None = None
-    micro_batch: int = 16  # texts encoded at once
+    micro_batch_tokens: int = 1024  # encoded at once, padding included
     gradient_caching: bool = False  # see gather.encode_sorted
     layers: bool = False  # whether the layers below the last are wanted too
 

@@ -63,7 +63,7 @@ class CrossEncoderStudent(nn.Module):
         rows = batch.columns[query_of, place].tolist()
         pairs = [self._pair(batch.queries[q], batch.documents[d]) for q, d in zip(query_of.tolist(), rows, strict=True)]
         lengths = [len(ids) for ids, _ in pairs]
-        scores = encode_sorted(pairs, lengths, self._run, batch.micro_batch, batch.gradient_caching)
+        scores = encode_sorted(pairs, lengths, self._run, batch.micro_batch_tokens, batch.gradient_caching)
         grid = scores.new_zeros(batch.columns.shape)
         return Outputs(grid.index_put((query_of.to(grid.device), place.to(grid.device)), scores))
 

@@ -116,8 +116,12 @@ def load(options: Options) -> DenseStudent:
                 f"the query tower gives {widths[0]} numbers and the document tower {widths[1]}; "
                 f"set student.project = {widths[1]}."
             )
-        if isinstance(query.query[-1], Normalize) != isinstance(document.document[-1], Normalize):
-            raise InputError("one tower gives unit vectors and the other does not; set `normalize` alike for both.")
+        unit = [isinstance(tower[-1], Normalize) for tower in (query.query, document.document)]
+        if options.document.frozen and unit[0] != unit[1]:
+            raise InputError(
+                "of the query tower and the frozen document tower one gives unit vectors and the other does not, so "
+                "that the one cannot live in the other's space; set `normalize` alike for both."
+            )
         towers = _join(query, document)
         if options.document.frozen:
             towers.document.requires_grad_(False)

@@ -113,7 +113,7 @@ class LateInteractionStudent(nn.Module):
             return nn.functional.pad(stacked, (0, 0, 0, mask.shape[1] - stacked.shape[2]))
 
         lengths = [len(ids) for ids in token_ids]
-        return encode_sorted(token_ids, lengths, encode, batch.micro_batch, batch.gradient_caching), mask
+        return encode_sorted(token_ids, lengths, encode, batch.micro_batch_tokens, batch.gradient_caching), mask
 
     def _features(self, token_ids: Tokens, side: Side) -> dict[str, Tensor]:
         """What the transformer and the mask read: tokens padded to one length, queries expanded."""

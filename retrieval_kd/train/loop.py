@@ -164,13 +164,13 @@ class Run:
         """What one model makes of a batch; without gradient where it does not learn."""
         learns = name in self.learners
         model.train(learns)
+        device = next(model.parameters()).device.type
         batch = replace(
             make_batch(model, drawn, self.trainset, name),
-            micro_batch=self.settings.micro_batch,
+            micro_batch_tokens=self.settings.micro_batch_tokens or (1024 if device == "cpu" else 65_536),
             gradient_caching=self.stage.gradient_caching,
             layers=name in self.layered,
         )
-        device = next(model.parameters()).device.type
         with torch.set_grad_enabled(learns), autocast(self.stage.precision, device):
             outputs: Outputs = model(batch)
         return outputs

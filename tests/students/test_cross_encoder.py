@@ -38,12 +38,12 @@ def load(model: str, seed: int = 0) -> CrossEncoderStudent:
     return student.eval()
 
 
-def score(student: CrossEncoderStudent, columns: torch.Tensor, micro_batch: int = 5) -> torch.Tensor:
+def score(student: CrossEncoderStudent, columns: torch.Tensor, micro_batch_tokens: int = 5) -> torch.Tensor:
     queries, documents = (
         [np.array(ids, np.int32) for ids in student.tokenize(texts, side)]
         for texts, side in ((QUERIES, "query"), (DOCUMENTS, "document"))
     )
-    return student(Batch(queries, documents, columns, micro_batch=micro_batch)).scores
+    return student(Batch(queries, documents, columns, micro_batch_tokens=micro_batch_tokens)).scores
 
 
 EVERY = torch.arange(6).repeat(4, 1)
@@ -68,11 +68,11 @@ def test_saved_it_scores_the_same_elsewhere(model: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(scores, got.reshape(4, 6), atol=1e-5)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 5, 100])
-def test_columns_and_missing_candidates(model: str, micro_batch: int) -> None:
+@pytest.mark.parametrize("micro_batch_tokens", [1, 5, 100])
+def test_columns_and_missing_candidates(model: str, micro_batch_tokens: int) -> None:
     student = load(model)
     columns = torch.tensor([[5, 0, -1], [2, -1, -1], [1, 1, 4], [0, 3, 5]])
-    grid = score(student, columns, micro_batch)
+    grid = score(student, columns, micro_batch_tokens)
     with torch.no_grad():
         full = score(student, EVERY)
     for query in range(4):

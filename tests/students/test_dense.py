@@ -48,7 +48,7 @@ def vectors(student: dense.DenseStudent, queries: Sequence[str], documents: Sequ
     ]
     columns = torch.arange(len(documents)).repeat(len(queries), 1)
     with torch.no_grad():
-        outputs = student(Batch(tokens[0], tokens[1], columns, micro_batch=4))
+        outputs = student(Batch(tokens[0], tokens[1], columns, micro_batch_tokens=4))
     assert outputs.queries is not None
     assert outputs.documents is not None
     return outputs.queries.numpy(), outputs.documents.numpy(), outputs.scores.numpy()
@@ -167,8 +167,8 @@ def test_micro_batches_and_missing_candidates(models: dict[str, str]) -> None:
     documents = [np.array(ids, np.int32) for ids in student.tokenize(DOCUMENTS, "document")]
     columns = torch.tensor([[0, 8], [3, -1], [5, 2], [1, 1], [7, 4], [6, 0]])
     with torch.no_grad():
-        grids = [student(Batch(queries, documents, columns, micro_batch=size)).scores for size in (1, 4, 100)]
-        alone = student(Batch(queries, [], columns[:, :0], micro_batch=4))
+        grids = [student(Batch(queries, documents, columns, micro_batch_tokens=size)).scores for size in (1, 4, 100)]
+        alone = student(Batch(queries, [], columns[:, :0], micro_batch_tokens=4))
     for grid in grids:
         torch.testing.assert_close(grid, grids[0], atol=1e-5, rtol=0)
     full = vectors(student, QUERIES, DOCUMENTS)[2]
@@ -194,3 +194,10 @@ def test_a_student_of_two_towers_does_not_start_a_student(models: dict[str, str]
     make(models, document={}).save(tmp_path)
     with pytest.raises(InputError, match="has two towers; start a student from a model that has one"):
         dense.load(dense.Options(model=str(tmp_path)))
+
+
+def test_a_frozen_tower_s_space_has_unit_vectors_or_not(models: dict[str, str]) -> None:
+    document = {"model": models["model"], "frozen": True, "normalize": False}
+    with pytest.raises(InputError, match="one gives unit vectors and the other does not"):
+        make(models, document=document)
+    assert make(models, document=document, normalize=False).frozen_documents

@@ -51,7 +51,7 @@ def batch(student: Any, columns: torch.Tensor | None = None, **settings: Any) ->
         for texts, side in ((QUERIES, "query"), (DOCUMENTS, "document"))
     )
     every = torch.arange(len(DOCUMENTS)).repeat(len(QUERIES), 1)
-    return Batch(queries, documents, every if columns is None else columns, **{"micro_batch": 4, **settings})
+    return Batch(queries, documents, every if columns is None else columns, **{"micro_batch_tokens": 4, **settings})
 
 
 def maxsim(query: NDArray[Any], document: NDArray[Any]) -> float:
@@ -193,10 +193,10 @@ def test_gradient_caching_and_micro_batches_change_nothing(layers: bool, folders
         every = (outputs, *outputs.layers)
         return sum(o.scores.square().mean() + o.grid.softmax(1)[:, 0].sum() for o in every)
 
-    expected, whole = gradients(student, batch(student, columns, micro_batch=100, layers=layers), loss)
+    expected, whole = gradients(student, batch(student, columns, micro_batch_tokens=100, layers=layers), loss)
     assert any(gradient.abs().max() > 1e-4 for gradient in whole.values())
     for caching in (False, True):
-        settings = {"micro_batch": 2, "gradient_caching": caching, "layers": layers}
+        settings = {"micro_batch_tokens": 2, "gradient_caching": caching, "layers": layers}
         value, found = gradients(student, batch(student, columns, **settings), loss)
         assert value == pytest.approx(expected, rel=1e-5)
         assert found.keys() == whole.keys()

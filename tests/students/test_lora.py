@@ -111,7 +111,7 @@ def test_gradient_caching_changes_nothing(model: str) -> None:
     found = []
     for caching in (False, True):
         student.zero_grad()
-        outputs(student, micro_batch=2, gradient_caching=caching).scores.softmax(1)[:, 0].sum().backward()
+        outputs(student, micro_batch_tokens=2, gradient_caching=caching).scores.softmax(1)[:, 0].sum().backward()
         found.append([p.grad.clone() for p in student.parameters() if p.grad is not None])
     assert len(found[0]) == 8
     for plain, cached in zip(*found, strict=True):

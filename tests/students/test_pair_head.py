@@ -47,7 +47,7 @@ def batch(student: Any, columns: torch.Tensor | None = None, **settings: Any) ->
         for texts, side in ((QUERIES, "query"), (DOCUMENTS, "document"))
     )
     every = torch.arange(len(DOCUMENTS)).repeat(len(QUERIES), 1)
-    return Batch(queries, documents, every if columns is None else columns, **{"micro_batch": 3, **settings})
+    return Batch(queries, documents, every if columns is None else columns, **{"micro_batch_tokens": 3, **settings})
 
 
 @pytest.mark.parametrize("features", ["concat", "products"])
@@ -177,10 +177,10 @@ def test_gradient_caching_and_micro_batches_change_nothing(options: dict[str, An
         found = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
         return {**found, "loss": loss.detach()}
 
-    expected = run(micro_batch=100)
+    expected = run(micro_batch_tokens=100)
     assert {name.partition(".")[0] for name in expected} >= {"head", "loss"}
     for caching in (False, True):
-        found = run(micro_batch=2, gradient_caching=caching)
+        found = run(micro_batch_tokens=2, gradient_caching=caching)
         assert found.keys() == expected.keys()
         for name, value in found.items():
             torch.testing.assert_close(value, expected[name], atol=2e-5, rtol=1e-3, msg=name)

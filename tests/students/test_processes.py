@@ -29,7 +29,7 @@ def gradients(folder: Path) -> dict[str, torch.Tensor]:
         for caching in (False, True):
             student.zero_grad(set_to_none=True)
             columns = torch.arange(5).repeat(3, 1)
-            batch = Batch(tokens[0][:3], tokens[1], columns, micro_batch=1, gradient_caching=caching)
+            batch = Batch(tokens[0][:3], tokens[1], columns, micro_batch_tokens=1, gradient_caching=caching)
             loss = student(batch).scores.softmax(1)[:, 0].log().sum()
             loss.backward()
             parameters = dict(student.named_parameters())

@@ -30,7 +30,7 @@ def test_every_loss_and_gradient(name: str, model: Path, monkeypatch: pytest.Mon
     for caching in (False, True):
         student = dense.load(dense.Options(model=str(model), dropout=0.3))
         stage = stage_of(term, gradient_caching=caching, steps=1)
-        run = Run({"student": student}, make_trainset(student), stage, Training(seed=4, micro_batch=3), 0)
+        run = Run({"student": student}, make_trainset(student), stage, Training(seed=4, micro_batch_tokens=24), 0)
         monkeypatch.setattr(run.optimizer, "step", lambda: None)
         monkeypatch.setattr(run.optimizer, "zero_grad", lambda: None)
         values, _ = run.step(0)

@@ -75,7 +75,7 @@ MARGIN = Term(loss="margin_mse", teachers=("a",))
 FUSED = Term(loss="kl", teachers=("a", "b"), normalize="minmax", scale=5.0)
 IN_BATCH = Term(loss="info_nce", relation="batch")
 IMITATE = Term(loss="embedding_mse", teachers=("a",))
-SETTINGS = Training(seed=4, checkpoint_steps=100, micro_batch=8)
+SETTINGS = Training(seed=4, checkpoint_steps=100, micro_batch_tokens=64)
 
 
 @pytest.mark.parametrize("name", ["embedding_mse", "info_nce", "kl", "margin_mse", "pld", "ranknet"])
@@ -214,7 +214,7 @@ STAGES = (
     stage_of(MARGIN, FUSED, steps=7, batch_size=4, candidates=3, schedule="linear"),
     stage_of(IN_BATCH, IMITATE, steps=8, batch_size=3, candidates=3, schedule="cosine"),
 )
-RESUMED = Training(seed=4, checkpoint_steps=2, micro_batch=8)
+RESUMED = Training(seed=4, checkpoint_steps=2, micro_batch_tokens=64)
 
 
 def train_stages(
@@ -336,7 +336,7 @@ def test_scores_keep_float32_under_autocast(model: Path) -> None:
     student = dense.load(dense.Options(model=str(model)))
     tokens = [np.array(ids, np.int32) for ids in student.tokenize(texts(3, 0), "query")]
     with torch.autocast("cpu", torch.bfloat16):
-        outputs = student(Batch(tokens, tokens, torch.tensor([[0, 1], [1, -1], [2, 0]]), micro_batch=8))
+        outputs = student(Batch(tokens, tokens, torch.tensor([[0, 1], [1, -1], [2, 0]]), micro_batch_tokens=8))
     assert outputs.scores.dtype == torch.float32
     assert outputs.queries is not None
     assert outputs.scores[0, 1].item() == pytest.approx((outputs.queries[0] @ outputs.queries[1]).item(), rel=1e-6)

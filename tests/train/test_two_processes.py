@@ -63,8 +63,24 @@ def test_shares_cover_the_batch(count: int, world: int, monkeypatch: pytest.Monk
     for rank in range(world):
         monkeypatch.setattr(gather, "process", lambda rank=rank: (rank, world))
         monkeypatch.setattr(gather, "gather", lambda rows: shares.append(rows) or rows.new_zeros(world * len(rows)))
-        gather.encode_sorted(list(range(count)), lengths, lambda chunk: torch.tensor(chunk) + 100, micro_batch=2)
+        gather.encode_sorted(list(range(count)), lengths, lambda chunk: torch.tensor(chunk) + 100, micro_batch_tokens=2)
     assert len({len(share) for share in shares}) == 1
     monkeypatch.setattr(gather, "gather", lambda rows: torch.cat(shares))
-    whole = gather.encode_sorted(list(range(count)), lengths, lambda chunk: torch.tensor(chunk) + 100, micro_batch=2)
+    whole = gather.encode_sorted(
+        list(range(count)), lengths, lambda chunk: torch.tensor(chunk) + 100, micro_batch_tokens=2
+    )
     assert whole.tolist() == [100 + item for item in range(count)]
+
+
+def test_micro_batches_hold_so_many_tokens() -> None:
+    """By hand: lengths 1, 2, 2, 5, 5, 9 in at most 10 tokens, padding included; a longer text goes alone."""
+    seen: list[list[int]] = []
+
+    def encode(chunk: list[int]) -> torch.Tensor:
+        seen.append(chunk)
+        return torch.tensor(chunk)
+
+    lengths = [5, 1, 9, 2, 5, 2, 40]
+    whole = gather.encode_sorted(list(range(7)), lengths, encode, micro_batch_tokens=10)
+    assert seen == [[1, 3, 5], [0, 4], [2], [6]]  # 3 x 2, 2 x 5, 9, 40
+    assert whole.tolist() == list(range(7))

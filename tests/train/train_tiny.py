@@ -34,7 +34,7 @@ def run(model: str, out: Path, recipe: str) -> None:
     """Train and save."""
     torch.set_num_threads(1)
     student = dense.load(dense.Options(model=model, normalize=True))
-    settings = Training(seed=4, checkpoint_steps=3, micro_batch=2)
+    settings = Training(seed=4, checkpoint_steps=3, micro_batch_tokens=16)
     log = train(student, make_trainset(student), STAGES[recipe], settings, out / recipe, recipe)
     if process()[0] == 0:
         torch.save((student.state_dict(), log), out / recipe / "weights.pt")
