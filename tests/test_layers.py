@@ -17,11 +17,13 @@ from retrieval_kd.extras import EXTRA_OF
 
 PACKAGE = Path(retrieval_kd.__file__).parent
 LAYERS = [
-    {"types", "files", "extras", "recipe", "progress", "weights", "methods", "__init__"},
-    {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"},
+    {"types", "files", "extras", "recipe", "progress", "weights", "methods", "usage", "__init__"},
+    {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"}
+    | {"prompts"},
     {"data", "store", "teachers", "students", "index", "encoder", "towers"}
-    | {"lora", "pair_head", "pooling", "token_vectors"},
-    {"candidates", "scoring", "trainset", "train", "evaluate", "export", "report"},
+    | {"lora", "pair_head", "pooling", "token_vectors"}
+    | {"endpoint", "chat_model", "language_model"},
+    {"candidates", "scoring", "judgements", "trainset", "train", "evaluate", "export", "report"},
     {"pipeline"},
     {"cli", "cli_methods", "server", "__main__"},
 ]
