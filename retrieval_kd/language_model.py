@@ -220,7 +220,7 @@ class LocalModel:
             if len(ids) <= self._max_length:
                 return ids
             over = len(ids) - self._max_length  # tokens that arise where documents meet the prompt
-            longest -= math.ceil(over / sum(len(end) >= longest for end in ends))
+            longest = max(0, longest - math.ceil(over / sum(len(end) >= longest for end in ends)))
 
     def _ends(self, document: str) -> list[int]:
         """Where each token of a document ends, in characters."""
