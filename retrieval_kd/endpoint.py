@@ -24,6 +24,7 @@ from retrieval_kd.usage import Interrupted, Usage
 
 AGAIN = {408, 409, 425, 429}  # statuses that another try may change, as may any from 500
 FILTERED = {"content_filter", "content_policy_violation"}  # error codes of a refused question
+FIRST_WAIT = 0.5  # seconds before the second try, on average; doubled before each other, up to a minute
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more is not waited for
 
 NotNegative = Annotated[float, Field(ge=0)]
@@ -155,7 +156,7 @@ class Client:
                 elif status not in AGAIN and status < 500:
                     return self._declined(address, response)
                 asked = _retry_after(response)
-            wait = min(60.0, 0.5 * 2**attempt) * self._random.uniform(0.5, 1.5) if asked is None else asked
+            wait = min(60.0, FIRST_WAIT * 2**attempt) * self._random.uniform(0.5, 1.5) if asked is None else asked
             if wait > LONGEST_WAIT:
                 problem += f", and asks to wait {wait:.0f} s"
                 break

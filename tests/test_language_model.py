@@ -151,7 +151,7 @@ def test_answers_are_one_token(models: dict[str, Path]) -> None:
 
 
 def test_no_place_for_a_system_message(models: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match='no chat template.*give system = ""'):
+    with pytest.raises(InputError, match=r'no chat template.*give system = ""'):
         open_local(models["base"]).log_probabilities(PROMPTS[:1], ["yes"])
     strict = save_tiny_lm(tmp_path / "strict")
     tokenizer = AutoTokenizer.from_pretrained(strict)
@@ -178,5 +178,7 @@ def test_identity(models: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_options_of_a_model_elsewhere() -> None:
-    with pytest.raises(ValueError, match=r"max_length is for a model that runs here, and this one is behind http://h/v1"):
+    with pytest.raises(
+        ValueError, match=r"max_length is for a model that runs here, and this one is behind http://h/v1"
+    ):
         LanguageModelOptions(model="m", endpoint={"url": "http://h/v1/"}, max_length=5)  # type: ignore[arg-type]

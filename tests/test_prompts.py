@@ -94,7 +94,9 @@ def test_windows_reach_the_beginning() -> None:
     for count, size, step in itertools.product(range(2, 60), (2, 5, 20), (1, 3, 4)):
         if step < size:
             assert windows(count, size, step)[-1][0] == 0
-            assert {place for start, end in windows(count, size, step) for place in range(start, end)} == set(range(count))
+            assert {place for start, end in windows(count, size, step) for place in range(start, end)} == set(
+                range(count)
+            )
 
 
 def test_what_is_too_long_is_cut_to_one_length() -> None:
