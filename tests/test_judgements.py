@@ -257,9 +257,11 @@ def test_a_killed_server_leaves_what_it_answered(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(scoring, "COMMIT_SECONDS", 99.0)
     with serve(lambda path, body: reply(path, body) if "q1" in str(body) else (503, {}, "")) as server:
         endpoint = {"url": server.url, "concurrency": 1, "retries": 1}
-        teacher = load_teacher(Component(kind="llm_pointwise", model="m", endpoint=endpoint), [])
+        teacher: Any = load_teacher(Component(kind="llm_pointwise", model="m", endpoint=endpoint), [])
+        teacher.chunk = 2
         with pytest.raises(InputError, match="status 503"):
             fill(tmp_path, teacher)
+        assert len(server.asked) == 3 + 2  # nothing more is asked once one has failed twice
     store = Store.open(tmp_path, "judge", teacher.identity)
     assert store.count("scores") == 3
     assert [entry["pairs"] for entry in store.ledger()] == [3]

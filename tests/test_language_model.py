@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_lm import save_tiny_lm
+from tiny_lm import save_tiny_lm, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from retrieval_kd.language_model import LanguageModelOptions, LocalModel
@@ -99,6 +99,14 @@ def test_completions(kind: str, models: dict[str, Path]) -> None:
                     want.append(int(plain(input_ids=torch.tensor([[*ids, *want]])).logits[0, -1].argmax()))
         assert text == tokenizer.decode(want, skip_special_tokens=True)
     assert 0 < model.usage.output_tokens <= 20
+
+
+def test_a_chat_template_has_its_own_special_tokens(tmp_path: Path) -> None:
+    folder = save_tiny_lm(tmp_path)
+    tokenizer = tiny_tokenizer(end=True)
+    tokenizer.save_pretrained(folder)
+    assert tokenizer("a").input_ids[-1] == tokenizer.eos_token_id
+    assert open_local(folder)._encode(PROMPTS[0]) == tokenizer(chat(PROMPTS[0])).input_ids[:-1]
 
 
 def test_tokens_are_counted(models: dict[str, Path]) -> None:

@@ -36,7 +36,7 @@ def test_several_documents_are_numbered() -> None:
 
 def test_a_place_that_is_missing() -> None:
     check_template("{query}{document}", ["query", "document"])
-    with pytest.raises(ValueError, match="no place {document}: 'just {query}'"):
+    with pytest.raises(ValueError, match=r"no place \{document\}: 'just \{query\}'"):
         check_template("just {query}", ["query", "document"])
 
 
@@ -78,8 +78,19 @@ def test_grades(answer: str, grade: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "choice"),
-    [("A", 0), ("B.", 1), ("Passage B", 1), ('"Passage A"', 0), ("**B**", 1)]
-    + [("A or B", None), ("I think that A", None), ("a", None), ("Neither", None), ("", None), ("Bad", None)],
+    [
+        ("A", 0),
+        ("B.", 1),
+        ("Passage B", 1),
+        ('"Passage A"', 0),
+        ("**B**", 1),
+        ("A or B", None),
+        ("I think that A", None),
+        ("a", None),
+        ("Neither", None),
+        ("", None),
+        ("Bad", None),
+    ],
 )
 def test_choices(answer: str, choice: int | None) -> None:
     assert read_choice(answer, ("A", "B")) == choice
