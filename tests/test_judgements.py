@@ -212,7 +212,8 @@ def test_a_conversion_is_part_of_what_scores_depend_on() -> None:
     assert scored_as(bm25) == [bm25.identity, None]
 
 
-def test_what_had_no_answer_is_said(tmp_path: Path) -> None:
+def test_what_had_no_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "quiet", False)
     judge = Pairs()
     judge.usage.unread.append("As a language model")
     judge.usage.money = 1.0

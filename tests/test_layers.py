@@ -23,9 +23,9 @@ LAYERS = [
     {"data", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"lora", "pair_head", "pooling", "token_vectors"}
     | {"endpoint", "chat_model", "language_model"},
-    {"candidates", "scoring", "judgements", "trainset", "train", "evaluate", "export", "report"},
+    {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"},
     {"pipeline"},
-    {"cli", "cli_methods", "server", "__main__"},
+    {"cli", "cli_methods", "cli_synthesize", "server", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OF_KINDS = {"teachers", "students", "index"}

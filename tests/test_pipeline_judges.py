@@ -92,9 +92,9 @@ def test_judges_teach(folder: Path) -> None:
         assert read_json(folder / "work/stages/0/manifest.json")
         chances = np.load(folder / "work/trainset/preferences.npy")
         assert (np.isfinite(chances).sum(1) == 3 + 2).all()  # of four documents, pairs at most two places apart
-        parts = {path for path in (folder / "store").rglob("part-*")}
+        parts = set((folder / "store").rglob("part-*"))
         again = run("teachers.0.scores=wins", "teachers.1.scores=negative")
-        assert {path for path in (folder / "store").rglob("part-*")} == parts
+        assert set((folder / "store").rglob("part-*")) == parts
         assert len(server.asked) == 5
     ranked = scores[1][np.isfinite(scores[1])]
     assert set(ranked.tolist()) <= {np.float32(1 / place).item() for place in range(1, 6)}
