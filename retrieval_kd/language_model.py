@@ -25,6 +25,7 @@ from retrieval_kd.usage import Usage
 from retrieval_kd.weights import hash_weights, locate_model
 
 LONGEST = 4096  # tokens of a prompt, where neither the recipe nor the tokenizer sets a lower limit
+DATE = "26 Jul 2024"  # what Llama's template writes where nobody says; otherwise it writes today's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -189,7 +190,7 @@ class LocalModel:
         messages.append({"role": "user", "content": text})
         try:
             chat = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string=DATE
             )
         except jinja2.TemplateError as error:
             raise InputError(

@@ -153,7 +153,7 @@ def find_preferences(
             [
                 (place_of[first], place_of[second], chance)
                 for first, second, chance in by_query.get(key, ())
-                if first in place_of and second in place_of
+                if first in place_of and second in place_of and not np.isnan(chance)  # NaN: asked in vain
             ]
         )
     width = max(map(len, lists), default=0)

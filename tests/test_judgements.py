@@ -146,6 +146,9 @@ def test_preferences_are_found_for_training(tmp_path: Path) -> None:
     got = {(*pair, round(float(p), 3)) for pair, p in zip(pairs[0].tolist(), chances[0], strict=True)}
     assert got == {(1, 2, 0.1), (1, 0, 0.1), (2, 0, 0.1)}
     assert np.isnan(chances[1]).all()
+    lone = Hits(HITS.rows[1:2], HITS.scores[1:2])
+    with pytest.raises(InputError, match="no stored preference among the candidates"):
+        find_preferences(tmp_path, "judge", judge, QUERIES[1:2], DOCUMENTS, lone)
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])

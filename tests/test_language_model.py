@@ -109,6 +109,19 @@ def test_a_chat_template_has_its_own_special_tokens(tmp_path: Path) -> None:
     assert open_local(folder)._encode(PROMPTS[0]) == tokenizer(chat(PROMPTS[0])).input_ids[:-1]
 
 
+def test_prompts_do_not_change_from_day_to_day(tmp_path: Path) -> None:
+    """Llama's template writes the date, which would be another prompt, and another score, tomorrow."""
+    folder = save_tiny_lm(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ date_string }} {{ messages[-1].content }}"
+    )
+    tokenizer.save_pretrained(folder)
+    model = open_local(folder)
+    assert model._tokenizer.decode(model._encode(PLAIN[0])) == f"26 Jul 2024 {PLAIN[0].text()}"
+
+
 def test_tokens_are_counted(models: dict[str, Path]) -> None:
     model = open_local(models["base"])
     model.log_probabilities(PLAIN[:3], ["yes"])
