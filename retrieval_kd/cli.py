@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrieval_kd import __version__, cli_methods, cli_scores
+from retrieval_kd.cli_synthesize import synthesize
 from retrieval_kd.extras import EXTRA_OF, missing_extra
 from retrieval_kd.progress import console, say
 from retrieval_kd.recipe import load_recipe
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_methods.app, name="methods")
 app.add_typer(cli_scores.app, name="scores")
+app.command()(synthesize)
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe (TOML).", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results [default: work/RECIPE].")]

@@ -10,11 +10,13 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_kd.judgements import fill_preferences, fill_rankings, recording
 from retrieval_kd.progress import progress, say
 from retrieval_kd.store.keys import text_keys
 from retrieval_kd.store.store import Store
-from retrieval_kd.teachers import Archive, Embedder, Retriever, Side, Teacher
+from retrieval_kd.teachers import Archive, Embedder, ListJudge, Metered, PairJudge, Retriever, Side, Teacher
 from retrieval_kd.types import Hits, InputError
+from retrieval_kd.usage import Interrupted
 
 CHUNK = 512  # texts or pairs that a teacher gets at once
 COMMIT_SECONDS = 5.0  # a killed run loses at most this much work, or one chunk
@@ -28,7 +30,12 @@ def fill_scores(
     Shapes: hits (Q, K) to scores (Q, K) float32; -inf where there is no candidate, NaN where
     the teacher gave no answer. An Embedder's pairs are dot products of its stored vectors; an
     Archive is read when a pair is missing, and what it lacks is no answer.
+    The scores of a judge that compares documents are those of `judgements`.
     """
+    if isinstance(teacher, PairJudge):
+        return fill_preferences(root, name, teacher, queries, documents, hits)
+    if isinstance(teacher, ListJudge):
+        return fill_rankings(root, name, teacher, queries, documents, hits)
     rendered_queries = teacher.render(queries, "query")
     rendered_documents = teacher.render(documents, "document")
     query_keys, document_keys = text_keys(rendered_queries), text_keys(rendered_documents)
@@ -46,7 +53,7 @@ def fill_scores(
         wanted_queries, wanted_rows = np.unique(query_of[missing]), np.unique(row_of[missing])
         left = fill_vectors(root, name, teacher, [queries[i] for i in wanted_queries], "query")
         right = fill_vectors(root, name, teacher, [documents[i] for i in wanted_rows], "document")
-    began = committed = time.monotonic()
+    committed = time.monotonic()
     waiting: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
 
     def commit() -> None:
@@ -55,8 +62,10 @@ def fill_scores(
         store.append_scores(query_keys[query_of[pairs]], document_keys[row_of[pairs]], scores)
         waiting.clear()
 
-    with progress(f"score {name}", len(missing)) as advance:
-        size = 100 * CHUNK if isinstance(teacher, Embedder) else CHUNK
+    with recording(store, name, teacher) as count, progress(f"score {name}", len(missing)) as advance:
+        size = teacher.chunk if isinstance(teacher, Metered) else CHUNK
+        size = 100 * CHUNK if isinstance(teacher, Embedder) else size
+        stop = None
         for start in range(0, len(missing), size):
             pairs = missing[start : start + size]
             if isinstance(teacher, Embedder):
@@ -66,18 +75,25 @@ def fill_scores(
                 )
                 scores = np.einsum("nd,nd->n", left[places[0]], right[places[1]])
             else:
-                scores = teacher.score(
-                    [rendered_queries[i] for i in query_of[pairs]], [rendered_documents[i] for i in row_of[pairs]]
-                )
+                try:
+                    scores = teacher.score(
+                        [rendered_queries[i] for i in query_of[pairs]], [rendered_documents[i] for i in row_of[pairs]]
+                    )
+                except Interrupted as interruption:  # what it answered is kept
+                    stop = interruption
+                    pairs, scores = pairs[list(stop.places)], np.asarray(stop.answers, np.float32)
             waiting.append((pairs, scores))
+            count(len(pairs), int(np.isnan(scores).sum()))
             if time.monotonic() - committed > COMMIT_SECONDS:
                 commit()
                 committed = time.monotonic()
+            if stop:
+                break
             advance(len(pairs))
         if waiting:
             commit()
-    if len(missing):
-        store.record(pairs=len(missing), texts=0, tokens=None, seconds=time.monotonic() - began)
+        if stop:
+            raise stop
     scores, _ = store.find_scores(query_keys[query_of], document_keys[row_of])
     grid = np.full(hits.rows.shape, -np.inf, np.float32)
     grid[query_of, place] = scores
@@ -143,7 +159,7 @@ def find_preferences(
             [
                 (place_of[first], place_of[second], chance)
                 for first, second, chance in by_query.get(key, ())
-                if first in place_of and second in place_of
+                if first in place_of and second in place_of and not np.isnan(chance)  # NaN: asked in vain
             ]
         )
     width = max(map(len, lists), default=0)

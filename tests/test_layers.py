@@ -17,13 +17,15 @@ from retrieval_kd.extras import EXTRA_OF
 
 PACKAGE = Path(retrieval_kd.__file__).parent
 LAYERS = [
-    {"types", "files", "extras", "recipe", "stages", "tables", "progress", "weights", "methods", "__init__"},
-    {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"},
+    {"types", "files", "extras", "recipe", "stages", "tables", "progress", "weights", "methods", "usage", "__init__"},
+    {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"}
+    | {"prompts"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
-    | {"lora", "pair_head", "pooling", "token_vectors"},
-    {"candidates", "scoring", "trainset", "train", "evaluate", "export", "report"},
+    | {"lora", "pair_head", "pooling", "token_vectors"}
+    | {"endpoint", "chat_model", "language_model"},
+    {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"},
     {"pipeline"},
-    {"cli", "cli_methods", "cli_scores", "server", "__main__"},
+    {"cli", "cli_methods", "cli_scores", "cli_synthesize", "server", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OF_KINDS = {"teachers", "students", "index"}

@@ -18,6 +18,7 @@ from retrieval_kd.index import open_index
 from retrieval_kd.pipeline.workspace import Split, Workspace
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
 from retrieval_kd.tables import kind_module, options
+from retrieval_kd.teachers import scored_as
 from retrieval_kd.teachers.bi_encoder import BiEncoder
 from retrieval_kd.types import Hits, InputError, Queries
 
@@ -94,7 +95,7 @@ def score(workspace: Workspace) -> None:
             continue
         manifest = workspace.made(f"candidates/{split}", "mine")
         hits = Candidates.load(workspace.folder / "candidates" / split).hits
-        identities = {name: teacher.identity for name, teacher in workspace.teachers.items()}
+        identities = {name: scored_as(teacher) for name, teacher in workspace.teachers.items()}
 
         def work(folder: Path, split: Split = split, hits: Hits = hits) -> dict[str, Any]:
             grids = score_candidates(workspace, split, hits)

@@ -25,7 +25,7 @@ from retrieval_kd.recipe import Live
 from retrieval_kd.scoring import fill_vectors, find_preferences, retrieve
 from retrieval_kd.stages import Stage
 from retrieval_kd.students import load_student
-from retrieval_kd.teachers import Side, load_teacher
+from retrieval_kd.teachers import Side, load_teacher, scored_as
 from retrieval_kd.teachers.bi_encoder import BiEncoder
 from retrieval_kd.train.curate import deny, keep_queries, target_entropy
 from retrieval_kd.train.loop import average
@@ -229,7 +229,7 @@ def _mined_trainset(workspace: Workspace, number: int, stage: Stage) -> dict[str
 
 def _scored_by(workspace: Workspace) -> list[Any]:
     """Who scores the training candidates, and what they read."""
-    identities = {name: teacher.identity for name, teacher in workspace.teachers.items()}
+    identities = {name: scored_as(teacher) for name, teacher in workspace.teachers.items()}
     return [identities, workspace.fingerprint_texts("documents", "train", renders=list(workspace.renders.values()))]
 
 

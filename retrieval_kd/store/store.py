@@ -144,10 +144,15 @@ class Store:
         """The judgements of one kind on disk, from the footers; those made twice count twice."""
         return sum(count_rows(path, kind) for path in self.parts(kind))
 
-    def record(self, pairs: int, texts: int, tokens: int | None, seconds: float) -> None:
-        """Add what a run cost to the ledger; `tokens` is None where the teacher does not count them."""
+    def record(self, pairs: int, texts: int, tokens: int | None, seconds: float, money: float | None = None) -> None:
+        """Add what a run cost to the ledger; `tokens` is None where the teacher does not count them.
+
+        `money` is in the currency of the prices that the recipe gives, and left out where it gives none.
+        """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         entry = {"time": now, "pairs": pairs, "texts": texts, "tokens": tokens, "seconds": round(seconds, 3)}
+        if money is not None:
+            entry["money"] = round(money, 9)
         line = json.dumps(entry).encode() + b"\n"
         handle = os.open(self.folder / "ledger.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,25 @@ import numpy as np
 import pytest
 import sentence_transformers
 import torch
+from fake_endpoint import FakeEndpoint, Reply, ok, serve
 from tiny import WORDS, collection_of, tiny_sentence_transformer
+from tiny_lm import save_tiny_lm
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from retrieval_kd.students import load_student
 from retrieval_kd.tables import Component, kinds
-from retrieval_kd.teachers import Archive, Embedder, Retriever, Teacher, bi_encoder, bm25, cross_encoder, load_teacher
+from retrieval_kd.teachers import (
+    Archive,
+    Embedder,
+    ListJudge,
+    PairJudge,
+    Retriever,
+    Teacher,
+    bi_encoder,
+    bm25,
+    cross_encoder,
+    load_teacher,
+)
 from retrieval_kd.types import InputError
 
 RNG = np.random.default_rng(0)
@@ -51,6 +64,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (folder / name).mkdir()
         student = Component(kind="pair_head", model=str(folder / "tower"), hidden=[8])
         load_student(student, seed).save(folder / name)  # type: ignore[operator]
+    save_tiny_lm(folder / "decoder")
     classifier(folder / "one", 1)
     classifier(folder / "one-other", 1, seed=1)
     classifier(folder / "two", 2)
@@ -58,11 +72,23 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
+@pytest.fixture(scope="module")
+def reranker() -> Iterator[FakeEndpoint]:
+    """An endpoint whose scores are the lengths that its texts share."""
+
+    def reply(path: str, body: Any) -> Reply:
+        lengths = [len(text) % 7 + len(body["query"]) for text in body["documents"]]
+        return ok({"results": [{"index": place, "relevance_score": length} for place, length in enumerate(lengths)]})
+
+    with serve(reply) as endpoint:
+        yield endpoint
+
+
 Load = Callable[..., Teacher]
 
 
 @pytest.fixture
-def load(models: dict[str, Path], tmp_path: Path) -> Load:
+def load(models: dict[str, Path], tmp_path: Path, reranker: FakeEndpoint) -> Load:
     """Load a teacher by kind, with a model that suits it."""
 
     def load_kind(kind: str, model: str | None = None, documents: Sequence[str] = DOCUMENTS, **options: Any) -> Teacher:
@@ -71,12 +97,18 @@ def load(models: dict[str, Path], tmp_path: Path) -> Load:
             "bm25": None,
             "cross_encoder": "one",
             "late_interaction": "colbert",
+            "llm_listwise": "decoder",
+            "llm_pairwise": "decoder",
+            "llm_pointwise": "decoder",
             "pair_head": "head",
             "imported": None,
+            "rerank_endpoint": None,
         }[kind]
         if kind == "imported":
             options |= {"file": tmp_path / "run.trec", "layout": "trec"}
             (tmp_path / "run.trec").write_text("q1 Q0 d1 1 0.5 x\n")
+        if kind == "rerank_endpoint":
+            options |= {"model": "m", "endpoint": {"url": reranker.url}}
         if model or default:
             options["model"] = str(models[model or default])
         return load_teacher(Component(kind=kind, **options), collection_of(documents))
@@ -91,6 +123,12 @@ def test_contract(kind: str, load: Load) -> None:
     assert isinstance(teacher, Teacher)
     assert [len(teacher.render(QUERIES, side)) for side in ("query", "document")] == [5, 5]
     left, right = teacher.render(LEFT, "query"), teacher.render(RIGHT, "document")
+    if isinstance(teacher, PairJudge | ListJudge):  # tests/test_judgements.py
+        assert isinstance(teacher, PairJudge) != isinstance(teacher, ListJudge)
+        assert json.dumps(teacher.identity) == json.dumps(load(kind).identity)
+        with pytest.raises(InputError, match="scores no single pair"):
+            teacher.score(left, right)
+        return
     scores = teacher.score(left, right)
     assert (scores.shape, scores.dtype) == ((len(PAIRS),), np.float32)
     assert json.dumps(teacher.identity) == json.dumps(load(kind).identity)
@@ -132,6 +170,10 @@ def test_contract(kind: str, load: Load) -> None:
         ("late_interaction", {"query_length": 6}),
         ("late_interaction", {"document_length": 6}),
         ("late_interaction", {"precision": "bf16"}),
+        ("llm_pointwise", {"max_length": 320}),
+        ("llm_pointwise", {"precision": "bf16"}),
+        ("llm_pointwise", {"answers": ["A", "B"]}),
+        ("llm_pointwise", {"document_words": 2}),
         ("pair_head", {"model": "head-other"}),
         ("pair_head", {"max_length": 6}),
         ("pair_head", {"precision": "bf16"}),
@@ -153,6 +195,7 @@ def test_what_changes_scores_changes_the_identity(kind: str, changed: dict[str, 
         ("cross_encoder", {"document_prompt": "d: "}),
         ("late_interaction", {"batch_size": 3}),
         ("late_interaction", {"document_prompt": "d: "}),
+        ("llm_pointwise", {"batch_tokens": 500}),
         ("pair_head", {"batch_size": 3}),
         ("pair_head", {"query_prompt": "q: "}),
     ],
