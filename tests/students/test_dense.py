@@ -197,7 +197,7 @@ def test_a_student_of_two_towers_does_not_start_a_student(models: dict[str, str]
 
 
 def test_a_frozen_tower_s_space_has_unit_vectors_or_not(models: dict[str, str]) -> None:
-    document = {"model": models["model"], "frozen": True, "normalize": False}
+    document = {"frozen": True, "normalize": False}
     with pytest.raises(InputError, match="one gives unit vectors and the other does not"):
         make(models, document=document)
     assert make(models, document=document, normalize=False).frozen_documents
