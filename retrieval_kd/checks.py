@@ -198,8 +198,8 @@ def terms_beyond_cosine(recipe: Recipe) -> list[str]:
             unfit = [name for name in term.teachers if name in kinds and kinds[name] not in HAS_VECTORS]
             if term.loss in UNBOUNDED and plain and unfit:
                 found.append(
-                    f"stages[{number}].terms[{place}]: the student's scores are cosines, between -1 and 1, and teacher "
-                    f"{unfit[0]!r}'s are not: {term.loss} cannot meet them. Set normalize = 'minmax' or a scale, or "
-                    "student.normalize = false."
+                    f"stages[{number}].terms[{place}]: the student's scores are cosines, between -1 and 1, and those "
+                    f"of teacher {unfit[0]!r} are not: {term.loss} cannot meet them. Set normalize = 'minmax' or a "
+                    "scale, or student.normalize = false."
                 )
     return found

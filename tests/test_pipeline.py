@@ -342,5 +342,7 @@ def test_a_cross_encoder_has_no_vectors_to_compare(place: Path) -> None:
 def test_a_student_of_cosines_is_not_asked_for_bm25_s_margins(place: Path) -> None:
     """The model's own modules make unit vectors, which the recipe does not show."""
     term = 'stages.0.terms=[{loss = "margin_mse", teachers = ["bm25"]}]'
-    with pytest.raises(InputError, match="the student's scores are cosines, between -1 and 1, and teacher 'bm25'"):
+    with pytest.raises(
+        InputError, match="the student's scores are cosines, between -1 and 1, and those of teacher 'bm25'"
+    ):
         pipeline.mine(workspace(place, "tiny", term))

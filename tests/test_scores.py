@@ -222,6 +222,7 @@ layout = "trec"
 
 [student]
 kind = "dense"
+normalize = false
 model = "{folder}/model"
 
 [[stages]]
