@@ -51,6 +51,8 @@ def source(tmp_path: Path) -> Source:
     store.append_preferences(
         queries[[LOCK, LOCK]], documents[[2, 0]], documents[[0, 2]], np.array([0.75, 0.125], np.float32)
     )
+    nobody = np.array([np.nan], np.float32)  # asked in vain: exported nowhere
+    store.append_preferences(queries[[LOCK]], documents[[1]], documents[[2]], nobody)
     for order in ([1, 0, 2], [0, 2]):
         store.append_rankings(queries[[LOCK]], [documents[order]])
     store.record(pairs=6, texts=0, tokens=None, seconds=2.5)

@@ -165,7 +165,7 @@ def _record(source: Source, query: int, rows: list[tuple[Any, ...]], rows_of: di
     queries, collection = source.queries, source.collection
     grades = queries.qrels[query] if queries.qrels else None
     scores = {row[2]: row[3] for row in rows if row[1] == 0 and not math.isnan(row[3])}
-    pairs = [row[2:] for row in rows if row[1] == 1]
+    pairs = [row[2:] for row in rows if row[1] == 1 and not math.isnan(row[4])]
     rankings = [row[2] for row in rows if row[1] == 2]
     ranking = [row for key in rankings[0] for row in rows_of.get(key, [])] if rankings else []
     documents = list(dict.fromkeys([*scores, *ranking, *(row for pair in pairs for row in pair[:2])]))
