@@ -20,6 +20,7 @@ class Needs:
     """What a recipe's stages read besides the training queries."""
 
     candidates: bool  # some term compares scores of candidates, or their documents
+    sources: bool  # such a stage has no candidates of its own: the recipe's sources are asked, and its teachers paid
     labels: bool  # some term learns from judgements
     preferences: bool
     query_vectors: frozenset[str]  # teachers whose query vectors are read
@@ -35,7 +36,7 @@ class Needs:
 def check(recipe: Recipe) -> tuple[Needs, list[str]]:
     """What the stages need together, and warnings; InputError for what cannot work."""
     warnings: list[str] = []
-    candidates = labels = preferences = False
+    candidates = sources = labels = preferences = False
     queries: set[str] = set()
     documents: set[str] = set()
     live: set[str] = set()
@@ -46,33 +47,38 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
     for number, stage in enumerate(recipe.stages):
         _check_stage(recipe, number, stage, kinds)
         labels |= stage.deny is not None or stage.filter is not None
-        candidates |= stage.deny is not None or stage.filter is not None or stage.mine is not None
+        compares = stage.deny is not None or stage.filter is not None
         if stage.cluster_by:
             queries.add(stage.cluster_by)
         for place, term in enumerate(stage.terms):
             where = f"stages[{number}].terms[{place}]"
             loss = find_loss(term.loss)
-            warnings += _check_term(recipe, number, term, loss, where, kinds)
+            warnings += _check_term(recipe, term, loss, where, kinds)
+            if stage.widths and (term.relation == "cross" or term.layers or term.select):
+                raise InputError(f"{where}: relation 'cross', layers and select go without `widths`; leave them out.")
             judges = [*term.teachers, *([term.guide.teacher] if term.guide else [])]
             cached = [name for name in judges if name in kinds]
             live |= {name for name in (term.of, *judges) if name in {one.name for one in recipe.live}}
-            labels |= "positive" in loss.needs and term.relation != "cross"
+            labels |= ("positive" in loss.needs and term.relation != "cross") or term.select is not None
             preferences |= "preference" in loss.needs
             if loss.of == "vectors" or term.relation in ("gram", "cross"):
                 (queries if term.side == "query" else documents).update(cached)
                 continue
-            candidates = True
+            compares = True
             if term.relation == "batch":
                 full = {name for name in cached if kinds[name] in HAS_VECTORS}
                 queries |= full
                 documents |= full
+        candidates |= compares or stage.mine is not None
+        sources |= compares and stage.mine is None
     if recipe.student.options.get("normalize") is True and (beyond := terms_beyond_cosine(recipe)):
         raise InputError(beyond[0])
     if "index" in recipe.model_fields_set and not kind_module("students", recipe.student.kind).SEARCHES:
         raise InputError(
             f"a {recipe.student.kind} student cannot be indexed; it re-ranks the candidates. Leave [index] out."
         )
-    return Needs(candidates, labels, preferences, frozenset(queries), frozenset(documents), frozenset(live)), warnings
+    vectors = frozenset(queries), frozenset(documents)
+    return Needs(candidates, sources, labels, preferences, *vectors, frozenset(live)), warnings
 
 
 def _check_stage(recipe: Recipe, number: int, stage: Stage, kinds: dict[str, str]) -> None:
@@ -106,11 +112,11 @@ def _check_stage(recipe: Recipe, number: int, stage: Stage, kinds: dict[str, str
         if not sparse:
             raise InputError(
                 f"{where}.regularizers[{place}]: {regularizer.name} counts active vocabulary terms; a "
-                f"{recipe.student.kind} student has none. Use a splade or inference_free student."
+                f"{recipe.student.kind} student has none."
             )
 
 
-def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str, kinds: dict[str, str]) -> list[str]:
+def _check_term(recipe: Recipe, term: Term, loss: Loss, where: str, kinds: dict[str, str]) -> list[str]:
     """Raise InputError for what cannot work; return warnings for what is doubtful."""
     warnings: list[str] = []
     live = {one.name: one for one in recipe.live}
@@ -161,8 +167,12 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
     shaped = term.normalize != "none" or term.scale != 1.0 or term.soften or term.interpolate or term.select
     if shaped and ("teacher" not in loss.needs or loss.of == "vectors"):
         raise InputError(f"{where}: `normalize`, `scale` and the like change teacher scores; {term.loss} reads none.")
-    if term.row_weights != "none" and "teacher" not in loss.needs:
-        raise InputError(f"{where}: row_weights go by teacher and student; {term.loss} has no teacher.")
+    if term.row_weights != "none" and ("teacher" not in loss.needs or loss.of == "vectors"):
+        raise InputError(
+            f"{where}: row_weights go by scores of teacher and student, which {term.loss} does not compare."
+        )
+    if term.others_only and term.relation != "batch":
+        raise InputError(f"{where}: others_only belongs to relation 'batch'.")
     if "preference" in loss.needs and len(term.teachers) != 1:
         raise InputError(
             f"{where}: {term.loss} reads the preferences of exactly one teacher, not {len(term.teachers)}."
@@ -176,10 +186,12 @@ def _check_term(recipe: Recipe, number: int, term: Term, loss: Loss, where: str,
         raise InputError(f"{where}: select chooses among teachers; name at least two.")
     if term.layers and (len(term.teachers) != 1 or term.teachers[0] not in live):
         raise InputError(f"{where}: layers are those of one live teacher; stored scores have none.")
-    if not term.detach and (len(term.teachers) != 1 or (shaped and term.scale == 1.0) or cached):
+    if not term.detach and (
+        loss.of == "vectors" or len(term.teachers) != 1 or (shaped and term.scale == 1.0) or cached
+    ):
         raise InputError(
-            f"{where}: detach = false trains the teacher through the term; it takes one live teacher or the "
-            "student, as it is: stored scores cannot be trained."
+            f"{where}: detach = false trains the teacher through the scores it gives; it takes one live teacher or "
+            "the student, as it is: stored scores cannot be trained."
         )
     if term.of != "student" and (term.of not in live or not live[term.of].trainable):
         raise InputError(f"{where}: of = {term.of!r} learns, so it must be a live teacher with trainable = true.")

@@ -98,7 +98,7 @@ def demo(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Distil MiniLM into a two-layer query encoder for Python's documentation, here, in minutes."""
+    """Distil MiniLM into a compact query encoder for Python's documentation, here, in minutes."""
     console.quiet = quiet
     from retrieval_kd import pipeline
 

@@ -148,6 +148,42 @@ def test_what_re_ranks_is_not_indexed() -> None:
         needs(terms(NCE, widths=[8]), student=student)
 
 
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        ({**KL, "others_only": True}, "others_only belongs to relation 'batch'"),
+        (
+            {"loss": "embedding_mse", "teachers": ["minilm"], "row_weights": "teacher_confidence"},
+            "row_weights go by scores",
+        ),
+        ({"loss": "embedding_mse", "teachers": ["tutor"], "detach": False}, "trains the teacher through the scores"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(term: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        needs(terms(term))
+
+
+def test_widths_go_without_what_remembers_or_has_layers() -> None:
+    queued = {**NCE, "relation": "cross", "teachers": ["minilm"], "queue": 4}
+    layered = {**KL, "teachers": ["tutor"], "relation": "batch", "layers": {}}
+    selected = {**KL, "teachers": ["ce", "two"], "normalize": "minmax", "select": {}}
+    for term in (queued, layered, selected):
+        assert needs(terms(term))
+        with pytest.raises(InputError, match="go without `widths`"):
+            needs(terms(term, widths=[8]))
+
+
+def test_sources_are_asked_only_for_stages_without_candidates_of_their_own() -> None:
+    mined = terms(KL, mine={"by": "minilm"})
+    assert (needs(mined).candidates, needs(mined).sources) == (True, False)
+    assert needs(mined, terms(KL)).sources
+    imitate = terms({"loss": "embedding_mse", "teachers": ["minilm"]})
+    assert (needs(mined, imitate).candidates, needs(mined, imitate).sources) == (True, False)
+    selected = terms({**KL, "teachers": ["ce", "two"], "normalize": "minmax", "select": {}})
+    assert needs(selected).labels  # its reward is judged
+
+
 def test_names_are_unique_and_not_taken() -> None:
     for name, message in (("minilm", "two teachers are called 'minilm'"), ("student", "which names the student here")):
         with pytest.raises(InputError, match=message):

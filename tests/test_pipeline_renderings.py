@@ -198,7 +198,7 @@ def test_what_is_made_again_when_a_text_changes(
     def trainset() -> list[str]:
         again = Workspace(made.path, made.folder)
         capsys.readouterr()
-        for stage in (pipeline.mine, pipeline.score, pipeline.training._trainset):
+        for stage in (pipeline.mine, pipeline.score, pipeline.training.make_trainset):
             stage(again)
         end = ": inputs changed, made again"
         return [line.removesuffix(end) for line in capsys.readouterr().err.splitlines() if line.endswith(end)]

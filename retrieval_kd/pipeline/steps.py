@@ -29,7 +29,7 @@ def mine(workspace: Workspace) -> None:
     Training candidates hold judged positives first; test candidates only what the sources find.
     """
     workspace.check_scale()
-    if workspace.needs.candidates:
+    if workspace.needs.sources:
         queries = workspace.train_queries
         positives = [{row for row, grade in grades.items() if grade > 0} for grades in queries.qrels]
         _mine(workspace, "train", queries, positives)
@@ -89,7 +89,7 @@ def _run_files(workspace: Workspace, split: Split) -> dict[str, Path]:
 
 def score(workspace: Workspace) -> None:
     """Let every teacher score the candidates that its store lacks, for training and for the test split."""
-    splits: list[Split] = ["test", "train"] if workspace.needs.candidates else ["test"]
+    splits: list[Split] = ["test", "train"] if workspace.needs.sources else ["test"]
     for split in splits:
         if split == "test" and not workspace.teachers:
             continue

@@ -167,7 +167,7 @@ def _validation(workspace: Workspace, student: Any) -> Callable[[nn.Module], flo
 def _stage_trainset(workspace: Workspace, number: int, stage: Stage) -> tuple[TrainSet, dict[str, Any]]:
     """What a stage reads, and the manifest of it: the recipe's train set, or one of candidates mined for the stage."""
     if stage.mine is None:
-        manifest = _trainset(workspace)
+        manifest = make_trainset(workspace)
         data = TrainSet.load(workspace.folder / "trainset")
         ranks = np.zeros(len(data), np.int64)
     else:
@@ -187,13 +187,13 @@ def _stage_trainset(workspace: Workspace, number: int, stage: Stage) -> tuple[Tr
     return data, manifest
 
 
-def _trainset(workspace: Workspace) -> dict[str, Any]:
+def make_trainset(workspace: Workspace) -> dict[str, Any]:
     """The train set of the recipe's own candidates."""
-    scored = [] if not workspace.needs.candidates else [workspace.made("scores/train", "score")["key"]]
+    scored = [] if not workspace.needs.sources else [workspace.made("scores/train", "score")["key"]]
 
     def work(folder: Path) -> dict[str, Any]:
         hits = scores = None
-        if workspace.needs.candidates:
+        if workspace.needs.sources:
             hits = Candidates.load(workspace.folder / "candidates/train").hits
             scores = np.load(workspace.folder / "scores/train/scores.npy")
         return _write_trainset(workspace, folder, hits, scores)

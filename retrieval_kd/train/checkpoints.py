@@ -67,7 +67,8 @@ class Checkpoints:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         records = [record for line in lines if line.endswith("\n") and (record := json.loads(line))["step"] <= step]
         if process()[0] == 0:
-            path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+            with atomic(path) as scratch:
+                scratch.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         return records
 
     def log(self, record: dict[str, float]) -> None:

@@ -199,7 +199,8 @@ def _select(term: Term, lists: NDArray[np.float32], grid: Grid, step: Step, stat
     """Which teachers count for which query (T, R); rewards the choice of the step before."""
     assert state.selection is not None
     scores = grid.values.detach()
-    state.selection.feedback(-float(info_nce(scores, grid.positive, grid.valid)))
+    if (grid.positive & grid.valid).any():  # without judgements there is nothing to reward
+        state.selection.feedback(-float(info_nce(scores, grid.positive, grid.valid)))
     drawn = step.drawn
     if lists.shape[-1] != scores.shape[1]:
         lists = np.take_along_axis(lists, np.broadcast_to(drawn.places, (len(lists), *drawn.places.shape)), axis=2)
