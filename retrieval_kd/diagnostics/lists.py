@@ -21,7 +21,7 @@ def list_numbers(starts: Starts) -> NDArray[np.int64]:
 def pairs_in(starts: Starts) -> NDArray[np.int64]:
     """The pairs of each list, n (n - 1) / 2. Shapes: (L + 1,) to (L,)."""
     sizes = np.diff(starts)
-    return sizes * (sizes - 1) // 2
+    return np.asarray(sizes * (sizes - 1) // 2)
 
 
 def tied_pairs(starts: Starts, *values: Values) -> NDArray[np.int64]:
@@ -101,7 +101,7 @@ def top_overlap(starts: Starts, left: Values, right: Values, k: int) -> NDArray[
 
 
 def perplexity(starts: Starts, values: Values, temperature: float = 1.0) -> NDArray[np.float64]:
-    """The effective number of documents of softmax(values / temperature): exp of its entropy, from 1 to the list's size.
+    """The effective number of documents of softmax(values / temperature): exp of its entropy, 1 to the size.
 
     Shapes: values (n,), to (L,).
     """
@@ -157,13 +157,13 @@ def margins(starts: Starts, values: Values, positive: NDArray[np.bool_]) -> NDAr
 
 
 def quantiles(counts: NDArray[np.int64], low: float, high: float, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quantiles read off a histogram of equal bins from `low` to `high`: the middle of the bin that holds each.
+    """Quantiles read off a histogram of equal bins from `low` to `high`: where the bin that holds each begins.
 
-    At most half a bin from numpy's `lower` quantile. Shapes: counts (bins,), shares (s,) from 0 to 1, to (s,).
+    Less than a bin below numpy's `lower` quantile. Shapes: counts (bins,), shares (s,) from 0 to 1, to (s,).
     """
     below = np.cumsum(counts)
     places = np.floor(shares * (below[-1] - 1))
-    return low + (high - low) * (np.searchsorted(below, places, side="right") + 0.5) / len(counts)
+    return np.asarray(low + (high - low) / len(counts) * np.searchsorted(below, places, side="right"))
 
 
 def _counts(starts: Starts, positive: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

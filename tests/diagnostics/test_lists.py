@@ -44,7 +44,9 @@ def two_values(draw: st.DrawFn) -> tuple[NDArray[np.int64], NDArray[np.float32],
 
 @given(two_values())
 @settings(max_examples=150, deadline=None)
-def test_each_list_is_as_scipy_has_it(given_: tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]) -> None:
+def test_each_list_is_as_scipy_has_it(
+    given_: tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]],
+) -> None:
     starts, left, right = given_
     positive = right > 0.4
     lists = list(zip(*(cut(values, starts) for values in (left, right, positive)), strict=True))
@@ -68,7 +70,10 @@ def test_long_lists_are_as_scipy_has_them() -> None:
     starts = np.array([0, 1500, 1501, 4000])
     left, noise = rng.normal(size=4000), rng.normal(size=4000)
     right = np.round(left + noise, 1)
-    expected = [kendalltau(one, two).statistic for one, two in zip(cut(left, starts), cut(right, starts), strict=True)]
+    expected = [
+        kendalltau(one, two).statistic if len(one) > 1 else np.nan
+        for one, two in zip(cut(left, starts), cut(right, starts), strict=True)
+    ]
     np.testing.assert_allclose(kendall_tau(starts, left, right), expected, atol=1e-12)
 
 
@@ -106,9 +111,8 @@ def test_the_temperature_makes_the_effective_number_asked_for() -> None:
         assert temperature is not None
         counts = [np.exp(entropy(softmax(one / temperature))) for one in cut(values, starts) if len(one) > 1]
         assert np.mean(counts) == pytest.approx(50 / 4, rel=1e-4)
-    # two documents a apart: the entropy of half a document is none, of all but one is one
     two = np.array([0.0, 1.0])
-    assert temperature_for(np.array([0, 2]), two, 0.4) is None
+    assert temperature_for(np.array([0, 2]), two, 0.4) is None  # of two documents one at least is at work, a half
     assert temperature_for(np.array([0, 3]), np.ones(3), 0.5) is None
     assert temperature_for(np.array([0, 1]), two[:1], 0.5) is None
     assert temperature_for(np.array([0, 4]), np.array([1.0, 1.0, 1.0, 0.0]), 0.25) is None  # three are tied at the top
@@ -120,5 +124,8 @@ def test_quantiles_of_a_histogram() -> None:
     low, high, bins = values.min(), values.max(), 4096
     counts = np.histogram(values, bins, (low, high))[0]
     shares = np.array([0.0, 0.05, 0.5, 0.95, 1.0])
-    expected = np.quantile(values, shares, method="lower")
-    np.testing.assert_allclose(quantiles(counts, low, high, shares), expected, atol=(high - low) / bins * 0.51)
+    below = np.quantile(values, shares, method="lower") - quantiles(counts, low, high, shares)
+    assert below.min() > -1e-9
+    assert below.max() < (high - low) / bins * (1 + 1e-9)
+    thirds = np.array([7, 0, 2, 0, 1])  # of 0 to 4: seven 0, two 2, one 4
+    assert quantiles(thirds, 0, 5, np.array([0.5, 0.7, 0.9, 1.0])).tolist() == [0, 0, 2, 4]
