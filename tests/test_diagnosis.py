@@ -73,6 +73,9 @@ def judges(tmp_path: Path, collection: Collection, grids: dict[str, np.ndarray])
             store.append_scores(queries[q[some]], documents[d[some]], values[some] + extra)
         store.append_scores(queries[[7, 7]], documents[[0, 1]], np.full(2, np.nan, np.float32))  # asked in vain
         store.append_scores(text_keys(["elsewhere"]), documents[:1], np.full(1, 99, np.float32))
+        if name == "ce":  # which has read prompts at another time
+            prompted = text_keys(["query: query 1", "query 1"]), text_keys(["text 1", "document: text 1"])
+            store.append_scores(*prompted, np.full(2, 99, np.float32))
         found[name] = Judge(store, before_query, before_document)
     return found
 
@@ -143,11 +146,9 @@ def test_without_a_collection_everything_stored_counts(
 ) -> None:
     found = diagnose([judges["ce"]])
     stats = found.teachers["ce"]
-    assert (stats.answered, stats.pairs) == (np.isfinite(grids["ce"]).sum() + 1, np.isfinite(grids["ce"]).sum() + 3)
+    assert (stats.answered, stats.pairs) == (np.isfinite(grids["ce"]).sum() + 3, np.isfinite(grids["ce"]).sum() + 5)
     assert (stats.max, stats.coverage, stats.auc, stats.ndcg, stats.relevant) == (99, None, None, None, None)
     other = Store.open(tmp_path / "more", "ce", {"kind": "another"})
-    keys = judges["ce"].store.parts("scores")
-    assert keys
     pairs = np.arange(4, dtype=np.uint64)
     other.append_scores(pairs, pairs, np.arange(4, dtype=np.float32))
     two = diagnose([judges["ce"], Judge(other)])
