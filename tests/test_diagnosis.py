@@ -75,7 +75,7 @@ def judges(tmp_path: Path, collection: Collection, grids: dict[str, np.ndarray])
         store.append_scores(text_keys(["elsewhere"]), documents[:1], np.full(1, 99, np.float32))
         if name == "ce":  # which has read prompts at another time
             prompted = text_keys(["query: query 1", "query 1"]), text_keys(["text 1", "document: text 1"])
-            store.append_scores(*prompted, np.full(2, 99, np.float32))
+            store.append_scores(*prompted, np.full(2, -99, np.float32))
         found[name] = Judge(store, before_query, before_document)
     return found
 
