@@ -46,7 +46,7 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
             raise InputError(f"teacher {teacher.name!r} judged ids and reads no text here; leave its `render` out.")
     for number, stage in enumerate(recipe.stages):
         _check_stage(recipe, number, stage, kinds)
-        labels |= stage.deny is not None or stage.filter is not None
+        labels |= (stage.deny is not None and stage.deny.below_positive is not None) or stage.filter is not None
         compares = stage.deny is not None or stage.filter is not None
         if stage.cluster_by:
             queries.add(stage.cluster_by)

@@ -83,13 +83,81 @@ def _stage(name: str, text: str) -> None:
 
 
 _stage("run", "Run every stage of RECIPE whose inputs changed, and print the report.\n\nStopped? Give it again.")
-_stage("mine", "Find candidate documents for the queries of RECIPE.")
 _stage("score", "Let the teachers of RECIPE score the candidates; stored scores are not computed again.")
 _stage("train", "Train the student of RECIPE; a stopped training goes on where it was.")
 _stage("index", "Encode the documents with the trained student and build its index.")
 _stage("export", "Export the query encoder, with a gate on vectors and quality.")
 _stage("search", "Search the test queries and write TREC runs.")
 _stage("eval", "Measure all systems of RECIPE on its test split and write the report.")
+
+
+@app.command()
+def mine(
+    recipe: Recipe,
+    file: Annotated[
+        Path | None, typer.Argument(help="Score and filter too, and write the negatives here.", show_default=False)
+    ] = None,
+    layout: Annotated[
+        str, typer.Option("--layout", help="Layout of FILE; see `rkd scores layouts`.")
+    ] = "hard_negatives",
+    stage: Annotated[int, typer.Option("--stage", help="The stage whose candidates and filters make FILE.")] = 0,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="Whose scores go into FILE [default: who denies, or the only one].")
+    ] = None,
+    negatives: Annotated[
+        int | None, typer.Option("--negatives", min=1, help="Most of a query, chosen as the stage samples.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out and count queries without a positive.")
+    ] = False,
+    out: Out = None,
+    store: StoreFolder = None,
+    set_: Set = None,
+    allow_unknown_qrels: AllowUnknown = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Find candidate documents for the queries of RECIPE, and say who found them; or end in a file of hard negatives.
+
+    rkd mine recipe.toml negatives.jsonl.gz --layout hard_negatives --negatives 7
+    """
+    console.quiet = quiet
+    load_recipe(recipe, set_ or [])
+    if file is None and (layout != "hard_negatives" or stage or teacher or negatives or allow_missing):
+        raise InputError("--layout, --stage, --teacher, --negatives and --allow-missing are about FILE; give it too.")
+    from retrieval_kd import pipeline
+    from retrieval_kd.layouts import find_writer
+
+    find_writer(layout)  # a layout that is never written is told before anything is mined
+    workspace = _workspace(recipe, out, store, set_, allow_unknown_qrels)
+    began = monotonic()
+    facts: dict[str, Any] = {}
+    if file is None:
+        found = pipeline.mine(workspace)
+    else:
+        facts = pipeline.write_negatives(workspace, layout, file, stage, teacher, negatives, allow_missing)
+        found = {str(file): facts["provenance"]}
+        counts = {name: value for name, value in facts.items() if isinstance(value, int) and name != "stage"}
+        say(f"{file}: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
+    if not quiet and not json_:
+        _print_provenance(found)
+    if json_:
+        facts = {"file": str(file), **facts} if file else {"provenance": found}
+        typer.echo(json.dumps({"folder": str(workspace.folder), **facts, "seconds": round(monotonic() - began, 2)}))
+
+
+def _print_provenance(found: dict[str, dict[str, int]]) -> None:
+    """A table of who found how many candidates, of training queries without the judged relevant ones."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("candidates", "found by", "places", "share")
+    for name, counts in found.items():
+        total = max(1, sum(counts.values()))
+        for who, count in counts.items():
+            table.add_row(escape(name), escape(who), f"{count:,}", f"{count / total:.1%}")
+    Console().print(table)
 
 
 @app.command()

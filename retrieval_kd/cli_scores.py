@@ -13,7 +13,9 @@ from retrieval_kd.tables import kind_module, kinds
 from retrieval_kd.types import InputError
 
 app = typer.Typer(
-    name="scores", help="Teacher scores: import, export, list, verify, compact, merge, publish.", no_args_is_help=True
+    name="scores",
+    help="Teacher scores: import, export, list, diagnose, verify, compact, merge, publish.",
+    no_args_is_help=True,
 )
 
 Root = Annotated[Path, typer.Argument(help="A folder of teacher scores, or of one teacher's.", show_default=False)]
@@ -122,6 +124,66 @@ def ls(store: Root, quiet: Quiet = False, json_: Json = False) -> None:
             if fact["torn"]:
                 typer.echo(f"{fact['folder']}: {fact['torn']} parts cannot be read; see `rkd scores verify {store}`")
     _end(json_, {"teachers": found})
+
+
+@app.command()
+def stats(
+    stores: Annotated[list[Path], typer.Argument(help="Folders of teacher scores, or of one teacher's.")],
+    collection: Annotated[
+        str | None, typer.Option("--collection", help="Only the scores of this collection, beside its judgements.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split of the collection [default: train].")] = None,
+    query_prompt: Annotated[
+        list[str] | None,
+        typer.Option("--query-prompt", help="What the teachers read before each query: one for all, or one for each."),
+    ] = None,
+    document_prompt: Annotated[
+        list[str] | None, typer.Option("--document-prompt", help="The same before each document.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="A PNG of histograms and agreement to write.")] = None,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Say what teachers' scores are like: coverage, range, ties, saturation, agreement with qrels and each other.
+
+    With a scale and a temperature for each, and a word on what looks wrong. Teachers are told in the order given.
+
+    rkd scores stats work/store --collection beir/scifact --split train --plot scores.png
+    """
+    from retrieval_kd.data import load_collection
+    from retrieval_kd.diagnostics import show
+    from retrieval_kd.pipeline.diagnosis import Judge, diagnose
+    from retrieval_kd.store.operations import stores as stores_in
+
+    if collection is None and (split or query_prompt or document_prompt):
+        raise InputError("--split and prompts say which texts of a collection were read; give --collection too.")
+    found = [one for root in stores for one in stores_in(root) if one.parts("scores") or one.folder == root]
+    if not found:
+        raise InputError(f"there is no teacher with scores in {', '.join(map(str, stores))}.")
+    prompts = [_of_each(given, len(found)) for given in (query_prompt, document_prompt)]
+    loaded = load_collection(collection, [split or "train"]) if collection else None
+    judges = [Judge(*judge) for judge in zip(found, *prompts, strict=True)]
+    diagnosis = diagnose(judges, loaded, split or "train")
+    if plot is not None:
+        title = f"{loaded.name}, {split or 'train'}" if loaded else "all stored scores"
+        show.plot(plot, diagnosis.teachers, diagnosis.agreements, diagnosis.counts, title)
+    if not quiet and not json_:
+        _table(["", *diagnosis.teachers], show.teacher_rows(diagnosis.teachers))
+        if diagnosis.agreements:
+            columns = ["agreement of", "shared pairs", "queries", "Kendall's tau", "top-10 overlap"]
+            _table(columns, show.agreement_rows(diagnosis.agreements))
+        for word in diagnosis.advice:
+            typer.echo(word)
+        if plot is not None:
+            typer.echo(str(plot))
+    _end(json_, {**diagnosis.facts(), "plot": str(plot) if plot else None})
+
+
+def _of_each(given: list[str] | None, count: int) -> list[str]:
+    """One prompt for each of `count` teachers."""
+    if given and len(given) not in (1, count):
+        raise InputError(f"{len(given)} prompts for {count} teachers; give one for all, or one each in order.")
+    return given * count if given and len(given) == 1 else given or [""] * count
 
 
 @app.command()

@@ -77,8 +77,16 @@ class Student(Component):
 
 
 class Source(Component):
-    """A source of candidates: `run`, or a kind of teacher that can search, and the texts that it reads."""
+    """A source of candidates: `run`, or a kind of teacher that can search, and the texts that it reads.
 
+    Training candidates are its results from rank `skip` + 1 to `skip` + `depth`, without the first ones, among which
+    unjudged positives are likely. With a `quota` it fills that many places of a list; sources without one share the
+    rest, in turn. Test and validation candidates are the best of all sources, in turn.
+    """
+
+    quota: Positive | None = None
+    skip: Annotated[int, Field(ge=0)] = 0
+    depth: Positive | None = None  # absent: that of the candidates
     render: Annotated[Rendering, AfterValidator(_reads_one)] = Rendering()
 
     @model_validator(mode="after")
@@ -120,6 +128,18 @@ class Candidates(Table):
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)] = (Source(kind="bm25"),)
     depth: Positive = 50
+
+    @model_validator(mode="after")
+    def _quotas_fit(self) -> Candidates:
+        quotas = [source.quota for source in self.sources if source.quota is not None]
+        if sum(quotas) > self.depth:
+            raise ValueError(f"the quotas sum to {sum(quotas)} places, and a list has {self.depth} (depth)")
+        if len(quotas) == len(self.sources) and sum(quotas) < self.depth:
+            raise ValueError(
+                f"the quotas sum to {sum(quotas)} of {self.depth} places (depth), and every source has one; leave one "
+                "source without, which fills the rest"
+            )
+        return self
 
 
 class Teacher(Component):

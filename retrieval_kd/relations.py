@@ -73,14 +73,21 @@ def cross(student: Tensor, teacher: Tensor, texts: Tensor, queue: Tensor, queue_
     return Grid(values, ~same | positive, positive)
 
 
-def deny(grid: Grid, guide: Tensor, margin: float, relative: bool = False) -> Grid:
+def deny(
+    grid: Grid, guide: Tensor, margin: float | None, relative: bool = False, max_score: float | None = None
+) -> Grid:
     """The grid without the negatives that `guide` scores nearly as high as the row's best positive, or higher.
 
-    Denied: guide > guide(positive) - margin; relative: guide > guide(positive) * (1 - margin). Rows
-    without a scored positive stay whole. Shapes: guide (R, C), NaN where unknown.
+    Denied: guide > guide(positive) - margin; relative: guide > guide(positive) - |guide(positive)| * margin, the same
+    as guide > guide(positive) * (1 - margin) above 0; and whatever the positive has, guide > max_score. No margin
+    denies in a row without a scored positive. Shapes: guide (R, C), NaN where unknown.
     Source: GISTEmbed, arXiv:2402.16829; margin 3 of a cross-encoder's logits: Sentence Transformers' MS MARCO recipe.
     """
     known = guide.isfinite() & grid.valid
+    if max_score is not None:
+        grid = replace(grid, valid=grid.valid & (grid.positive | ~(known & (guide > max_score))))
+    if margin is None:
+        return grid
     best = torch.where(grid.positive & known, guide, -torch.inf).amax(1, keepdim=True)
     limit = best - best.abs() * margin if relative else best - margin
     too_good = known & ~grid.positive & best.isfinite() & (guide > limit)

@@ -37,14 +37,27 @@ class Interpolate(Table):
 
 
 class Guide(Table):
-    """Denies candidates that a teacher holds for too good to be negatives: t > t(positive) - margin.
+    """Denies candidates that a teacher holds for too good to be negatives: t > t(positive) - margin, or t > max_score.
 
-    `relative`: t > t(positive) * (1 - margin).
+    `relative`: t > t(positive) - |t(positive)| * margin. Without `max_score` the margin is 0 where none is given; with
+    it, scores are compared with the positive's only where a margin is given too.
     """
 
     teacher: Name
-    margin: float = 0.0
+    margin: float | None = None
     relative: bool = False
+    max_score: float | None = None  # as the teacher gives it
+
+    @property
+    def below_positive(self) -> float | None:
+        """The margin that counts; None where a candidate is not compared with the positive."""
+        return 0.0 if self.margin is None and self.max_score is None else self.margin
+
+    @model_validator(mode="after")
+    def _relative_to_a_margin(self) -> Guide:
+        if self.relative and self.margin is None:
+            raise ValueError("`relative` says how a margin is read, and none is given; add `margin`, 0.05 for example")
+        return self
 
 
 class LayerPairs(Table):

@@ -3,6 +3,7 @@
 rows.npy       (Q, K) int32     candidates, -1 where there is none
 scores.npy     (T, Q, K) float32  teacher scores, NaN where a teacher gave no answer
 positive.npy   (Q, K) bool      judged relevant
+ranks.npy      (S, Q, K) int32  rank from 1 that each of `sources` gave a candidate, 0 where it did not find it
 query_tokens/, document_tokens/   ids.npy int32 end to end, starts.npy int64
 query_vectors-NAME.npy, document_vectors-NAME.npy   (Q, D), (N, D) float32 of a teacher
 frozen.npy     (N, D) float32   document vectors of a frozen tower
@@ -25,7 +26,7 @@ from retrieval_kd.files import read_json, write_json
 from retrieval_kd.types import Hits
 
 SIDES = ("query", "document")
-_ARRAYS = ("positive", "scores", "frozen", "preference_pairs", "preferences", "clusters")
+_ARRAYS = ("positive", "ranks", "scores", "frozen", "preference_pairs", "preferences", "clusters")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class TrainSet:
     teachers: Sequence[str] = ()
     scores: NDArray[np.float32] | None = None
     positive: NDArray[np.bool_] | None = None
+    sources: Sequence[str] = ()
+    ranks: NDArray[np.int32] | None = None
     query_vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     document_vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     frozen: NDArray[np.float32] | None = None
@@ -90,6 +93,8 @@ class TrainSet:
             if array is not None:
                 np.save(folder / f"{name}.npy", array)
         write_json(folder / "teachers.json", list(self.teachers))
+        if self.sources:
+            write_json(folder / "sources.json", list(self.sources))
 
     @classmethod
     def load(cls, folder: Path) -> TrainSet:
@@ -122,6 +127,7 @@ class TrainSet:
             document_tokens=tokens("document_tokens"),
             hits=None if rows is None or hit_scores is None else Hits(rows, hit_scores),
             teachers=read_json(folder / "teachers.json"),
+            sources=read_json(folder / "sources.json") if (folder / "sources.json").exists() else (),
             query_vectors=vectors("query"),
             document_vectors=vectors("document"),
             live={path.name: both(path.name) for path in sorted((folder / "live").glob("*"))},

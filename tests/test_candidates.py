@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval_kd.candidates import Candidates, merge
+from retrieval_kd.candidates import Candidates, merge, provenance
 from retrieval_kd.types import Hits
 
 
@@ -110,3 +110,59 @@ def test_round_trip(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.hits.rows, made.hits.rows)
     np.testing.assert_array_equal(loaded.hits.scores, made.hits.scores)
     np.testing.assert_array_equal(loaded.ranks, made.ranks)
+
+
+def test_quotas_are_filled_and_the_rest_is_shared() -> None:
+    bm25, dense, splade = [10, 11, 12, 13], [20, 10, 21, 22, 23, 24], [30, 31, 32, 33]
+    sources = [hits(bm25), hits(dense), hits(splade)]
+    plain = merge(sources, depth=8)
+    assert plain.hits.rows.tolist() == [[10, 20, 30, 11, 31, 12, 21, 32]]  # dense lost a turn to bm25's 10
+    some = merge(sources, depth=8, quotas=[None, 4, None])
+    # dense: 20, 10, 21, 22, then the two others share what is left, of the same ranks in order
+    assert some.hits.rows.tolist() == [[20, 30, 11, 10, 31, 12, 21, 22]]
+    assert merge(sources, depth=8, quotas=[1, 1, None]).hits.rows.tolist() == [[10, 20, 30, 31, 32, 33, -1, -1]]
+    dry = merge([hits([10]), hits(dense)], depth=5, quotas=[3, None])
+    assert dry.hits.rows.tolist() == [[10, 20, 21, 22, 23]]  # what one has not got another one fills
+    full = merge(sources, depth=4, positives=[{11, 99}], quotas=[2, 2, None])
+    assert full.hits.rows.tolist() == [[11, 99, 10, 20]]  # positives take no place of a quota, and the ranks go first
+    assert full.ranks[:, 0].tolist() == [[2, 0, 1, 0], [0, 0, 2, 1], [0, 0, 0, 0]]
+
+
+def test_first_ranks_are_left_out_and_known() -> None:
+    merged = merge([hits([1, 2, 3, 4]), hits([3, 1, 9])], depth=6, positives=[{2}], skips=[2, 0])
+    # the positive is where the first source's second rank was; 3 is at rank 3 of the one and 1 of the other
+    assert merged.hits.rows.tolist() == [[2, 3, 4, 1, 9, -1]]
+    assert merged.ranks[:, 0].tolist() == [[2, 3, 4, 1, 0, 0], [0, 1, 0, 2, 3, 0]]
+
+
+@given(st.data())
+def test_quotas_hold(data: st.DataObject) -> None:
+    """Of each source with a quota: so many that it was dealt, or all it has; and lists as full as they can be."""
+    lists = [data.draw(ranked) for _ in range(data.draw(st.integers(1, 3)))]
+    depth = data.draw(st.integers(1, 8))
+    quotas = [data.draw(st.one_of(st.none(), st.integers(1, max(1, depth // len(lists))))) for _ in lists]
+    skips = [data.draw(st.integers(0, 2)) for _ in lists]
+    merged = merge([hits(list_, width=6) for list_ in lists], depth, quotas=quotas, skips=skips)
+    rows = [row for row in merged.hits.rows[0].tolist() if row >= 0]
+    assert len(set(rows)) == len(rows)
+    offered = [set(list_[skip:]) for list_, skip in zip(lists, skips, strict=True)]
+    assert set(rows) <= set().union(*offered)
+    for own, quota in zip(offered, quotas, strict=True):
+        if quota is not None:
+            assert len(own & set(rows)) >= min(quota, len(own), depth - sum(q or 0 for q in quotas) + quota)
+    free = [own for own, quota in zip(offered, quotas, strict=True) if quota is None]
+    if free and len(rows) < depth:
+        assert set().union(*free) <= set(rows)
+    if not free:
+        assert len(rows) <= sum(quota or 0 for quota in quotas)
+
+
+def test_provenance_counts_places() -> None:
+    merged = merge([hits([5, 3, 1], [7]), hits([3, 8], [])], depth=4, positives=[{9, 1}, set()])
+    negatives = merged.hits.valid & ~np.isin(merged.hits.rows, [9, 1])
+    names = ["bm25", "bi"]
+    for block in (1, 100):
+        assert provenance(merged.ranks, names, negatives, block) == {"bm25": 2, "bm25 + bi": 1}
+        everything = {"no source": 1, "bm25": 3, "bm25 + bi": 1}
+        assert provenance(merged.ranks, names, merged.hits.valid, block) == everything
+    assert provenance(merged.ranks, names, np.zeros_like(negatives)) == {}

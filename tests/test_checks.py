@@ -220,6 +220,7 @@ def test_what_stages_need() -> None:
     assert needs(terms({**NCE, "of": "tutor"})).live == {"tutor"}
     assert needs(terms(NCE, batching="cluster", cluster_by="minilm")).query_vectors == {"minilm"}
     assert needs(terms(KL, deny={"teacher": "ce"})).labels
+    assert not needs(terms(KL, deny={"teacher": "ce", "max_score": 0.5})).labels
     guided = {**NCE, "relation": "batch", "guide": {"teacher": "minilm"}}
     assert needs(terms(guided)).query_vectors == needs(terms(guided)).document_vectors == {"minilm"}
     assert needs(terms({**guided, "guide": {"teacher": "colbert"}})).live == {"colbert"}

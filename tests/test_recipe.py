@@ -146,6 +146,26 @@ def test_a_good_recipe(write: Write) -> None:
             "candidates.sources.0: a run file holds results, so that it reads no texts; leave `render` out",
         ),
         (
+            "[data]",
+            "[candidates]\nsources = [{ kind = 'bm25', quota = 40 }, { kind = 'run', quota = 20 }]\n[data]",
+            "candidates: the quotas sum to 60 places, and a list has 50 (depth)",
+        ),
+        (
+            "[data]",
+            "[candidates]\nsources = [{ kind = 'bm25', quota = 40 }]\n[data]",
+            "candidates: the quotas sum to 40 of 50 places (depth), and every source has one; leave one source without",
+        ),
+        (
+            "[data]",
+            "[candidates]\nsources = [{ kind = 'bm25', skip = -1 }]\n[data]",
+            "candidates.sources.0.skip: Input",
+        ),
+        (
+            "steps = 10",
+            "steps = 10\ndeny = { teacher = 'minilm', relative = true }",
+            "stages.0.deny: `relative` says how a margin is read, and none is given; add `margin`",
+        ),
+        (
             "[[teachers]]",
             "[data.pseudo_queries]\n[[teachers]]\nrender = { query = 'de' }",
             "data.pseudo_queries have no other renderings, and teacher 'bm25' reads 'de'",

@@ -52,6 +52,9 @@ def test_deny_absolute_and_relative() -> None:
     assert absolute.valid.tolist() == [[True, False, True, False], [True, True, False, True], [True] * 4]
     relative = relations.deny(grid, guide, margin=0.15, relative=True)  # above 8.5
     assert relative.valid.tolist() == [[True, True, True, False], [True, True, True, True], [True] * 4]
+    capped = relations.deny(grid, guide, None, max_score=8.0)
+    assert capped.valid.tolist() == [[True, True, True, False], [True] * 4, [True, False, False, False]]
+    assert relations.deny(grid, guide, 3.0, max_score=8.5).valid[2].tolist() == [True, False, False, False]
     negative = torch.tensor([[-10.0, -11.0, -12.0, -9.0]])  # logits below zero: 15 % under -10 is -11.5
     one = relations.Grid(torch.zeros(1, 4), torch.ones(1, 4, dtype=torch.bool), positive[:1])
     assert relations.deny(one, negative, 0.15, relative=True).valid.tolist() == [[True, False, True, False]]

@@ -23,7 +23,8 @@ class Record:
 
     `scores` and `positive` (judged relevant) are aligned with the documents. `preferences` are
     (place, place, probability that the first document beats the second), `ranking` is places, best
-    first; a place is a position among the documents. `where` is the file and line, for errors.
+    first; a place is a position among the documents. `found_by` names the systems that found each document.
+    `where` is the file and line, for errors.
     """
 
     query_id: str | None = None
@@ -34,6 +35,7 @@ class Record:
     positive: list[bool] | None = None
     preferences: list[tuple[int, int, float]] | None = None
     ranking: list[int] | None = None
+    found_by: list[tuple[str, ...]] | None = field(default=None, compare=False)
     where: str = field(default="", compare=False)
 
     def __len__(self) -> int:

@@ -29,12 +29,15 @@ def read(path: Path) -> Iterator[Record]:
 
 def _parse(value: Any, where: str) -> Record:
     found: dict[str, tuple[float | None, bool]] = {}
+    found_by: dict[str, tuple[str, ...]] = {}
     for systems, positive in (({"pos": member(value, "pos", list)}, True), (member(value, "neg", dict), False)):
         for system in systems:
             for item in member(systems, system, list):
                 scored = isinstance(item, dict)
                 score = number(item.get("ce-score")) if scored else None
-                found.setdefault(identifier(item.get("pid") if scored else item), (score, positive))
+                document = identifier(item.get("pid") if scored else item)
+                found.setdefault(document, (score, positive))
+                found_by[document] = found_by.get(document, ()) + (() if positive else (system,))
     scores = [score for score, _ in found.values() if score is not None]
     if scores and len(scores) != len(found):
         raise ValueError("some documents have a score, others have none")
@@ -43,12 +46,13 @@ def _parse(value: Any, where: str) -> Record:
         document_ids=list(found),
         scores=scores or None,
         positive=[positive for _, positive in found.values()],
+        found_by=list(found_by.values()),
         where=where,
     )
 
 
 def write(path: Path, records: Iterable[Record]) -> None:
-    """The form with scores where there are any; all negatives under the one system `mined`."""
+    """The form with scores where there are any; negatives under each system that found them, or else `mined`."""
     write_objects(path, map(_value, records))
 
 
@@ -58,5 +62,9 @@ def _value(record: Record) -> dict[str, Any]:
     if record.scores is not None:
         ids = [{"pid": id_, "ce-score": score} for id_, score in zip(ids, record.scores, strict=True)]
     positives, negatives = split_places(record)
-    mined = {"mined": [ids[place] for place in negatives]}
-    return {"qid": published(query), "pos": [ids[place] for place in positives], "neg": mined}
+    systems: dict[str, list[Any]] = {}
+    for place in negatives:
+        for system in (record.found_by[place] if record.found_by else ()) or ("mined",):
+            systems.setdefault(system, []).append(ids[place])
+    neg = systems or {"mined": []}
+    return {"qid": published(query), "pos": [ids[place] for place in positives], "neg": neg}

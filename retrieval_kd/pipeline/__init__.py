@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from retrieval_kd.pipeline.evaluation import evaluate
+from retrieval_kd.pipeline.negatives import write_negatives
 from retrieval_kd.pipeline.steps import export, index, mine, score, search
 from retrieval_kd.pipeline.training import train
 from retrieval_kd.pipeline.workspace import Workspace
 
-__all__ = ["Workspace", "evaluate", "export", "index", "mine", "run", "score", "search", "train"]
+__all__ = [
+    "Workspace",
+    "evaluate",
+    "export",
+    "index",
+    "mine",
+    "run",
+    "score",
+    "search",
+    "train",
+    "write_negatives",
+]
 
 
 def run(workspace: Workspace) -> dict[str, object]:

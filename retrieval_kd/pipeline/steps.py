@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.candidates import Candidates, merge
+from retrieval_kd.candidates import Candidates, merge, provenance
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.export import export_encoder
@@ -17,62 +18,77 @@ from retrieval_kd.files import hash_texts, load_hits, read_run, save_hits, sha25
 from retrieval_kd.index import open_index
 from retrieval_kd.pipeline.workspace import Split, Workspace
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
+from retrieval_kd.store.store import Store
 from retrieval_kd.tables import kind_module, options
 from retrieval_kd.teachers import scored_as
 from retrieval_kd.teachers.bi_encoder import BiEncoder
+from retrieval_kd.trainset import mark_positives
 from retrieval_kd.types import Hits, InputError, Queries
 
 
-def mine(workspace: Workspace) -> None:
+def mine(workspace: Workspace) -> dict[str, dict[str, int]]:
     """Find candidates for the test queries and, if some loss compares scores, for the training queries.
 
-    Training candidates hold judged positives first; test candidates only what the sources find.
+    Training candidates hold judged positives first, and keep to the sources' quotas and ranks; test candidates are the
+    best of what the sources find. Returns who found how many, by split; in training, how many of the negatives.
     """
     workspace.check_scale()
+    found: dict[str, dict[str, int]] = {}
     if workspace.needs.sources:
         queries = workspace.train_queries
         positives = [{row for row, grade in grades.items() if grade > 0} for grades in queries.qrels]
-        _mine(workspace, "train", queries, positives)
-    _mine(workspace, "test", workspace.test_queries, [])
+        found["train"] = _mine(workspace, "train", queries, positives)
+    found["test"] = _mine(workspace, "test", workspace.test_queries, [])
     if workspace.recipe.training.validation is not None:
-        _mine(workspace, "validation", workspace.validation_queries, [])
+        found["validation"] = _mine(workspace, "validation", workspace.validation_queries, [])
+    return found
 
 
-def _mine(workspace: Workspace, split: Split, queries: Queries, positives: list[set[int]]) -> None:
+def _mine(workspace: Workspace, split: Split, queries: Queries, positives: list[set[int]]) -> dict[str, int]:
     recipe = workspace.recipe.candidates
     identities = {key: source.identity for key, source in workspace.sources.items()}
     runs = _run_files(workspace, split)
     times = workspace.repeats if split == "train" else 1
     once = len(queries) // times  # sources read a query in one rendering, however many the student reads
+    training = split == "train"  # the others are for re-ranking, from which the best documents must not be left out
+    shapes = [(source.quota, source.skip, source.depth) if training else (None, 0, None) for source in recipe.sources]
 
     def work(folder: Path) -> dict[str, Any]:
         lists: list[Hits] = []
-        for key, source in workspace.named_sources.items():
+        for (key, source), (_, skip, depth) in zip(workspace.named_sources.items(), shapes, strict=True):
             if source.kind == "run":
                 hits = read_run(runs[key], queries.ids[:once], workspace.collection.document_ids)
+                hits = hits if depth is None else hits.top(skip + depth)
             else:
                 texts = workspace.query_texts(split, source.render)[:once]
                 documents = workspace.document_texts(source.render)
-                hits = retrieve(workspace.store, key, workspace.sources[key], texts, documents, recipe.depth)
+                found = skip + (depth or recipe.depth)
+                hits = retrieve(workspace.store, key, workspace.sources[key], texts, documents, found)
             lists.append(Hits(np.tile(hits.rows, (times, 1)), np.tile(hits.scores, (times, 1))))
-        merged = merge(lists, recipe.depth, positives)
+        quotas, skips = [quota for quota, _, _ in shapes], [skip for _, skip, _ in shapes]
+        merged = merge(lists, recipe.depth, positives, quotas, skips)
         merged.save(folder)
-        per_source = (merged.ranks > 0).sum((1, 2)).tolist()
+        places = merged.hits.valid
+        if positives:
+            places = places & ~mark_positives(merged.hits, queries.qrels)
         return {
             "queries": len(queries),
             "candidates": int(merged.hits.valid.sum()),
-            "sources": dict(zip(workspace.named_sources, per_source, strict=True)),
+            "sources": list(workspace.named_sources),
+            "provenance": provenance(merged.ranks, list(workspace.named_sources), places),
         }
 
     inputs = [
-        recipe.model_dump(),
+        recipe.model_dump(exclude={"sources": {"__all__": {"quota", "skip", "depth"}}}),
+        shapes,
         identities,
         {key: sha256(path) for key, path in runs.items()},
         [hash_texts(ids) for ids in (queries.ids, workspace.collection.document_ids)] if runs else [],
         workspace.fingerprint_texts("documents", split, renders=[source.render for source in recipe.sources]),
         [sorted(rows) for rows in positives],
     ]
-    workspace.make(f"candidates/{split}", inputs, work)
+    made: dict[str, int] = workspace.make(f"candidates/{split}", inputs, work)["provenance"]
+    return made
 
 
 def _run_files(workspace: Workspace, split: Split) -> dict[str, Path]:
@@ -89,7 +105,11 @@ def _run_files(workspace: Workspace, split: Split) -> dict[str, Path]:
 
 def score(workspace: Workspace) -> None:
     """Let every teacher score the candidates that its store lacks, for training and for the test split."""
-    splits: list[Split] = ["test", "train"] if workspace.needs.sources else ["test"]
+    score_splits(workspace, ["test", "train"] if workspace.needs.sources else ["test"])
+
+
+def score_splits(workspace: Workspace, splits: Sequence[Split]) -> None:
+    """Let every teacher score the candidates of these splits that its store lacks."""
     for split in splits:
         if split == "test" and not workspace.teachers:
             continue
@@ -98,22 +118,33 @@ def score(workspace: Workspace) -> None:
         identities = {name: scored_as(teacher) for name, teacher in workspace.teachers.items()}
 
         def work(folder: Path, split: Split = split, hits: Hits = hits) -> dict[str, Any]:
-            grids = score_candidates(workspace, split, hits)
+            grids, asked = score_candidates(workspace, split, hits)
             np.save(folder / "scores.npy", grids)
-            return {"teachers": list(workspace.teachers), "pairs": int(hits.valid.sum()) * len(grids)}
+            return {"teachers": list(workspace.teachers), "pairs": int(hits.valid.sum()) * len(grids), "asked": asked}
 
         texts = workspace.fingerprint_texts("documents", split, renders=list(workspace.renders.values()))
         workspace.make(f"scores/{split}", [manifest["key"], identities, texts], work)
 
 
-def score_candidates(workspace: Workspace, split: Split, hits: Hits) -> NDArray[np.float32]:
-    """Scores (T, Q, K) of every teacher; T may be 0, since a recipe may learn from labels alone."""
+def score_candidates(workspace: Workspace, split: Split, hits: Hits) -> tuple[NDArray[np.float32], int]:
+    """Scores (T, Q, K) of every teacher, and how many questions were put to them, the stores having the other answers.
+
+    T may be 0, since a recipe may learn from labels alone.
+    """
+    before = _asked(workspace)
     grids = []
     for name, teacher in workspace.teachers.items():
         queries = workspace.query_texts(split, workspace.renders[name])
         documents = workspace.document_texts(workspace.renders[name])
         grids.append(fill_scores(workspace.store, name, teacher, queries, documents, hits))
-    return np.stack(grids) if grids else np.zeros((0, *hits.rows.shape), np.float32)
+    scores = np.stack(grids) if grids else np.zeros((0, *hits.rows.shape), np.float32)
+    return scores, _asked(workspace) - before
+
+
+def _asked(workspace: Workspace) -> int:
+    """The questions that the ledgers of the teachers' stores have counted so far."""
+    stores = [Store.open(workspace.store, name, teacher.identity) for name, teacher in workspace.teachers.items()]
+    return sum(entry["pairs"] for store in stores for entry in store.ledger())
 
 
 def index(workspace: Workspace) -> None:

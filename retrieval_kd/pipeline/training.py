@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from retrieval_kd.candidates import Candidates, merge
+from retrieval_kd.diagnostics.teachers import POINTED
 from retrieval_kd.files import fingerprint
 from retrieval_kd.losses import find_loss
 from retrieval_kd.pipeline.steps import score_candidates
@@ -27,14 +28,12 @@ from retrieval_kd.stages import Stage
 from retrieval_kd.students import load_student
 from retrieval_kd.teachers import Side, load_teacher, scored_as
 from retrieval_kd.teachers.bi_encoder import BiEncoder
-from retrieval_kd.train.curate import deny, keep_queries, target_entropy
+from retrieval_kd.train.curate import Curated, curate, in_words, negatives_by_source, target_entropy
 from retrieval_kd.train.loop import average
 from retrieval_kd.train.loop import train as train_stage
 from retrieval_kd.train.validation import make_validation
 from retrieval_kd.trainset import Tokens, TrainSet, mark_positives
 from retrieval_kd.types import Hits, InputError
-
-SATURATED = 0.1  # nats
 
 
 def train(workspace: Workspace) -> None:
@@ -51,13 +50,13 @@ def train(workspace: Workspace) -> None:
         raise InputError("there are no training queries: name a split in data.train or add data.pseudo_queries.")
     if workspace.needs.labels and not any(g > 0 for grades in workspace.train_queries.qrels for g in grades.values()):
         raise InputError("a loss learns from labels, and no training query has a relevant document judged.")
-    models = [recipe.student.model_dump(), [live.model_dump() for live in recipe.live]]
-    key = fingerprint([models, recipe.training.seed])
-    _save_start(workspace, key)
+    key = _start_key(workspace)
+    _save_start(workspace)
     for number, stage in enumerate(recipe.stages):
-        data, manifest = _stage_trainset(workspace, number, stage)
+        data, ranks, manifest = stage_trainset(workspace, number)
+        _warn_of_saturation(data, number, stage)
         key = fingerprint([key, manifest["key"], stage.model_dump(), recipe.training.model_dump()])
-        _run_stage(workspace, number, stage, data, key)
+        _run_stage(workspace, number, stage, curate(data, stage, ranks), key)
     last = len(recipe.stages) - 1
 
     def work(folder: Path) -> dict[str, Any]:
@@ -72,11 +71,16 @@ def _stage_folder(workspace: Workspace, number: int) -> Path:
     return workspace.folder / "stages" / ("start" if number < 0 else str(number))
 
 
-def _save_start(workspace: Workspace, key: str) -> None:
+def _start_key(workspace: Workspace) -> str:
+    recipe = workspace.recipe
+    return fingerprint([[recipe.student.model_dump(), [one.model_dump() for one in recipe.live]], recipe.training.seed])
+
+
+def _save_start(workspace: Workspace) -> None:
     """The untrained student, where the first stage mines with it or there is none."""
     first = workspace.recipe.stages[:1]
     if not first or (first[0].mine is not None and first[0].mine.by == "student"):
-        workspace.make("stages/start", key, lambda folder: _save(workspace.student, {}, folder))
+        workspace.make("stages/start", _start_key(workspace), lambda folder: _save(workspace.student, {}, folder))
 
 
 def _save(student: Any, live: dict[str, nn.Module], folder: Path) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def _save(student: Any, live: dict[str, nn.Module], folder: Path) -> dict[str, A
     return {}
 
 
-def _run_stage(workspace: Workspace, number: int, stage: Stage, data: TrainSet, key: str) -> None:
+def _run_stage(workspace: Workspace, number: int, stage: Stage, curated: Curated, key: str) -> None:
     recipe = workspace.recipe
 
     def weights_of(stage_number: int, name: str) -> dict[str, Any]:
@@ -108,9 +112,12 @@ def _run_stage(workspace: Workspace, number: int, stage: Stage, data: TrainSet, 
             for one in recipe.live:
                 if one.trainable:
                     live[one.name].load_state_dict(weights_of(number - 1, one.name))
+        facts = curated.facts()
+        if facts["provenance"]:
+            say(f"stages[{number}]: {in_words(facts)}")
         log = train_stage(
             student,
-            _with_clusters(data, stage, recipe.training.seed),
+            _with_clusters(curated.data, stage, recipe.training.seed),
             stage,
             recipe.training,
             workspace.folder / "training" / str(number),
@@ -124,7 +131,7 @@ def _run_stage(workspace: Workspace, number: int, stage: Stage, data: TrainSet, 
             others = [weights_of(other, "student") for other in stage.average.stages]
             student.load_state_dict(average([*others, student.state_dict()]))
         _save(student, {one.name: live[one.name] for one in recipe.live if one.trainable}, folder)
-        return {"loss": round(log[-1]["loss"], 6)} if log else {}
+        return {**({"loss": round(log[-1]["loss"], 6)} if log else {}), **facts}
 
     workspace.make(f"stages/{number}", key, work, together=True)
 
@@ -164,27 +171,32 @@ def _validation(workspace: Workspace, student: Any) -> Callable[[nn.Module], flo
     )
 
 
-def _stage_trainset(workspace: Workspace, number: int, stage: Stage) -> tuple[TrainSet, dict[str, Any]]:
-    """What a stage reads, and the manifest of it: the recipe's train set, or one of candidates mined for the stage."""
+def stage_trainset(workspace: Workspace, number: int) -> tuple[TrainSet, NDArray[np.int64], dict[str, Any]]:
+    """What a stage may read: the recipe's train set, or one of candidates mined for the stage.
+
+    With it the ranks (Q,) from 1 that the student gave the first positives, 0 for unknown ones, and the manifest.
+    """
+    stage = workspace.recipe.stages[number]
     if stage.mine is None:
         manifest = make_trainset(workspace)
         data = TrainSet.load(workspace.folder / "trainset")
-        ranks = np.zeros(len(data), np.int64)
-    else:
-        manifest = _mined_trainset(workspace, number, stage)
-        folder = workspace.folder / "mined" / str(number)
-        data, ranks = TrainSet.load(folder), np.load(folder / "student_ranks.npy")
+        return data, np.zeros(len(data), np.int64), manifest
+    if number == 0:
+        _save_start(workspace)
+    elif stage.mine.by == "student":
+        workspace.made(f"stages/{number - 1}", "train")
+    manifest = _mined_trainset(workspace, number, stage)
+    folder = workspace.folder / "mined" / str(number)
+    return TrainSet.load(folder), np.load(folder / "student_ranks.npy"), manifest
+
+
+def _warn_of_saturation(data: TrainSet, number: int, stage: Stage) -> None:
     for place, term in enumerate(stage.terms):
-        if (nats := target_entropy(term, data)) is not None and nats < SATURATED:
+        if (nats := target_entropy(term, data)) is not None and nats < POINTED:
             say(
                 f"stages[{number}].terms[{place}]: the teacher's lists have {nats:.3f} nats of entropy on average, one "
                 "document taking nearly all; a teacher_temperature of 2 or more keeps what it knows of the others."
             )
-    if stage.filter is not None:
-        data = keep_queries(data, stage.filter, ranks)
-    if stage.deny is not None:
-        data = deny(data, stage.deny)
-    return data, manifest
 
 
 def make_trainset(workspace: Workspace) -> dict[str, Any]:
@@ -192,11 +204,11 @@ def make_trainset(workspace: Workspace) -> dict[str, Any]:
     scored = [] if not workspace.needs.sources else [workspace.made("scores/train", "score")["key"]]
 
     def work(folder: Path) -> dict[str, Any]:
-        hits = scores = None
-        if workspace.needs.sources:
-            hits = Candidates.load(workspace.folder / "candidates/train").hits
-            scores = np.load(workspace.folder / "scores/train/scores.npy")
-        return _write_trainset(workspace, folder, hits, scores)
+        if not workspace.needs.sources:
+            return _write_trainset(workspace, folder)
+        found = Candidates.load(workspace.folder / "candidates/train")
+        scores = np.load(workspace.folder / "scores/train/scores.npy")
+        return _write_trainset(workspace, folder, found, list(workspace.named_sources), scores)
 
     return workspace.make("trainset", [scored, *_trainset_inputs(workspace)], work)
 
@@ -219,9 +231,9 @@ def _mined_trainset(workspace: Workspace, number: int, stage: Stage) -> dict[str
         found = retrieve(workspace.store, mine.by, searcher, texts, documents, mine.depth + mine.skip)
         positives = [{row for row, grade in grades.items() if grade > 0} for grades in queries.qrels]
         np.save(folder / "student_ranks.npy", _ranks(found, positives, len(queries)))
-        later = Hits(found.rows[:, mine.skip :], found.scores[:, mine.skip :])
-        hits = merge([later], mine.depth, positives).hits
-        return _write_trainset(workspace, folder, hits, score_candidates(workspace, "train", hits))
+        merged = merge([found], mine.depth, positives, skips=[mine.skip])
+        scores, asked = score_candidates(workspace, "train", merged.hits)
+        return {**_write_trainset(workspace, folder, merged, [mine.by], scores), "asked": asked}
 
     inputs = [searcher.identity, mine.model_dump(), *_scored_by(workspace), [sorted(q.items()) for q in queries.qrels]]
     return workspace.make(f"mined/{number}", [*inputs, *_trainset_inputs(workspace)], work)
@@ -263,9 +275,14 @@ def _trainset_inputs(workspace: Workspace) -> list[Any]:
 
 
 def _write_trainset(
-    workspace: Workspace, folder: Path, hits: Hits | None, scores: NDArray[np.float32] | None
+    workspace: Workspace,
+    folder: Path,
+    candidates: Candidates | None = None,
+    sources: Sequence[str] = (),
+    scores: NDArray[np.float32] | None = None,
 ) -> dict[str, Any]:
     """Gather what the stages read into memory-mapped arrays."""
+    hits = None if candidates is None else candidates.hits
     needs, queries, recipe = workspace.needs, workspace.train_queries, workspace.recipe
     student = workspace.student
     vectors: dict[Side, dict[str, Any]] = {"query": {}, "document": {}}
@@ -293,6 +310,8 @@ def _write_trainset(
         teachers=list(workspace.teachers),
         scores=scores,
         positive=None if hits is None else mark_positives(hits, queries.qrels),
+        sources=sources,
+        ranks=None if candidates is None else candidates.ranks,
         query_vectors=vectors["query"],
         document_vectors=vectors["document"],
         frozen=frozen,
@@ -301,7 +320,7 @@ def _write_trainset(
         live=live,
     )
     trainset.save(folder)
-    return {"queries": len(queries)}
+    return {"queries": len(queries), **({} if hits is None else {"provenance": negatives_by_source(trainset)})}
 
 
 def _preferences(workspace: Workspace, hits: Hits | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -47,7 +47,7 @@ def draw(trainset: TrainSet, stage: Stage, seed: tuple[int, int], step: int, doc
         rows = rng.choice(documents, min(stage.batch_size, documents), replace=False) if documents else np.zeros(0)
         nothing = np.zeros((len(queries), 0), np.int64)
         return Draw(queries, np.sort(rows).astype(np.int64), nothing, nothing)
-    places = _choose(trainset, stage, queries, rng)
+    places = choose(trainset, stage, queries, rng)
     rows = np.take_along_axis(trainset.hits.rows[queries], places, axis=1).astype(np.int64)
     distinct, columns = np.unique(rows, return_inverse=True)
     columns = columns.reshape(rows.shape)
@@ -110,10 +110,8 @@ def _apart(trainset: TrainSet, size: int, seed: tuple[int, int], epoch: int) -> 
     return batches
 
 
-def _choose(
-    trainset: TrainSet, stage: Stage, queries: NDArray[np.int64], rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Places (B, C) of the candidates that take part, the leading one first."""
+def choose(trainset: TrainSet, stage: Stage, queries: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Places (B, C) of the candidates that take part, the leading one first; see `draw` for how they are drawn."""
     assert trainset.hits is not None
     valid = trainset.hits.rows[queries] >= 0  # (B, K)
     chance = rng.random(valid.shape)

@@ -73,7 +73,7 @@ def _compare(term: Term, step: Step, state: TermState) -> Tensor:
     grid = _grid(term, learner, step, state)
     if term.guide is not None:
         guide = _judged(term.guide.teacher, term, grid, step, state)
-        grid = relations.deny(grid, guide, term.guide.margin, term.guide.relative)
+        grid = relations.deny(grid, guide, term.guide.below_positive, term.guide.relative, term.guide.max_score)
     inputs: dict[str, Tensor] = {"student": grid.values, "valid": grid.valid}
     if "teacher" in loss.needs:
         target = _target(term, grid, step, state)

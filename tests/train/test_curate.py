@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from retrieval_kd.stages import Filter, Guide, Term
-from retrieval_kd.train.curate import deny, keep_queries, target_entropy
+from retrieval_kd.stages import Filter, Guide, Stage, Term
+from retrieval_kd.train.curate import Curated, curate, deny, in_words, kept_queries, take, target_entropy
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import Hits, InputError
 
@@ -38,6 +40,42 @@ def test_deny(trainset: TrainSet) -> None:
     assert found.hits.rows.tolist() == [[3, -1, 0, -1], [2, -1, 1, -1], [5, 4, 1, 0]]
     assert np.isneginf(found.hits.scores[0, 1])
     assert trainset.hits.rows.tolist() == ROWS.tolist()  # the one given is as it was
+
+
+def test_deny_by_the_score_alone(trainset: TrainSet) -> None:
+    absolute = deny(trainset, Guide(teacher="ce", max_score=3.5))
+    # the positive stays; no query needs one
+    assert absolute.hits.rows.tolist() == [[3, -1, -1, -1], [2, -1, 1, -1], [5, 4, 1, -1]]
+    both = deny(trainset, Guide(teacher="ce", max_score=9.2, margin=0.3, relative=True))  # above 6.3, or above 9.2
+    assert both.hits.rows.tolist() == [[3, -1, 0, -1], [2, -1, 1, -1], [5, 4, 1, 0]]
+
+
+def keep_queries(trainset: TrainSet, rule: Filter, ranks: np.ndarray) -> TrainSet:
+    return take(trainset, kept_queries(trainset, rule, ranks))
+
+
+def test_what_a_stage_reads_is_told(trainset: TrainSet) -> None:
+    ranks = np.zeros((2, *ROWS.shape), np.int32)
+    ranks[0, :, 1:3], ranks[1, :, 2:] = 4, 9
+    found = replace(trainset, sources=["bm25", "bi"], ranks=ranks)
+    stage = Stage(
+        steps=1,
+        terms=(Term(loss="info_nce"),),
+        filter=Filter(teacher="ce", teacher_rank=(1, 2)),
+        deny=Guide(teacher="ce", margin=3.0),
+    )
+    curated = curate(found, stage, np.zeros(3, np.int64))
+    assert curated.queries.tolist() == [0, 1]
+    assert curated.data.hits.rows.tolist() == [[3, -1, 0, -1], [2, -1, 1, -1]]
+    facts = curated.facts()
+    # left: place 2 of both queries, which both found; denied: places 1 and 3 of the one, 1 of the other
+    assert facts == {"queries": 2, "negatives": 2, "denied": 3, "provenance": {"bm25 + bi": 2}}
+    assert in_words(facts) == "2 queries, 2 negatives (bm25 + bi 100%), 3 more denied"
+    plain = curate(found, stage.model_copy(update={"filter": None, "deny": None}), np.zeros(3, np.int64))
+    assert plain.queries.tolist() == [0, 1, 2]
+    assert plain.facts()["provenance"] == {"no source": 1, "bm25": 3, "bi": 2, "bm25 + bi": 3}
+    assert "bm25 alone 33%, bi alone 22%, bm25 + bi 33%" in in_words(plain.facts())
+    assert Curated(replace(trainset, hits=None), np.arange(3)).facts()["negatives"] == 0
 
 
 def test_filter_by_the_student_and_the_teacher(trainset: TrainSet) -> None:
