@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module, Normalize, Router
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from retrieval_kd.gather import encode_sorted
 from retrieval_kd.tables import Precision
@@ -147,27 +144,6 @@ def embed(
 def autocast(precision: Precision, device: str = "cpu") -> Any:
     """A context in which matrix products run in `precision`."""
     return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def attend_in_float32(model: nn.Module) -> None:
-    """Have a model's attention run in float32 under autocast too; it is saved as before.
-
-    PyTorch's backward of bf16 attention on a CPU costs seven times that of float32 (measured: 28 % of a
-    training step), and more than bf16 saves in the matrix products around it.
-    """
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and module.config._attn_implementation == "sdpa":
-            module.set_attn_implementation(_FLOAT32_SDPA)
-
-
-def _float32_sdpa(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
-    with torch.autocast(query.device.type, enabled=False):
-        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), *rest, **options)
-
-
-_FLOAT32_SDPA = "float32_sdpa"
-AttentionInterface.register(_FLOAT32_SDPA, _float32_sdpa)
-AttentionMaskInterface.register(_FLOAT32_SDPA, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def run_tower(modules: nn.ModuleList, token_ids: Sequence[NDArray[np.int32]], batch: Reading) -> Tensor:

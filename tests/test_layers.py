@@ -19,7 +19,7 @@ PACKAGE = Path(retrieval_kd.__file__).parent
 LAYERS = [
     {"types", "files", "extras", "recipe", "stages", "tables", "progress", "weights", "methods", "usage", "__init__"},
     {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"}
-    | {"prompts"},
+    | {"prompts", "backward"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"lora", "pair_head", "pooling", "token_vectors"}
     | {"endpoint", "chat_model", "language_model"},

@@ -17,13 +17,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from retrieval_kd.backward import add_rows_in_place, attend_plainly
 from retrieval_kd.files import fingerprint
 from retrieval_kd.gather import process, sum_gradients
 from retrieval_kd.progress import progress, say
 from retrieval_kd.schedules import learning_rate_factor, weight_at
 from retrieval_kd.stages import Stage, Training
 from retrieval_kd.students import Batch, Outputs, own_scores
-from retrieval_kd.towers import attend_in_float32, autocast
+from retrieval_kd.towers import autocast
 from retrieval_kd.train.batches import Draw, draw
 from retrieval_kd.train.checkpoints import Checkpoints
 from retrieval_kd.train.controllers import TermState
@@ -130,8 +131,9 @@ class Run:
             if name in trained and any(parameter.requires_grad for parameter in model.parameters())
         }
         for model in self.learners.values():
+            add_rows_in_place(model)
             if stage.precision == "bf16" and next(model.parameters()).device.type == "cpu":
-                attend_in_float32(model)
+                attend_plainly(model)
         self.parameters = [p for model in self.learners.values() for p in model.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.parameters, stage)
         self.terms = [TermState(term) for term in stage.terms]
