@@ -23,7 +23,8 @@ LAYERS = [
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"lora", "pair_head", "pooling", "token_vectors"}
     | {"endpoint", "chat_model", "language_model"},
-    {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"},
+    {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
+    | {"answers", "workers", "cluster"},
     {"pipeline"},
     {"cli", "cli_methods", "cli_scores", "cli_synthesize", "server", "__main__"},
 ]
