@@ -10,6 +10,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import monotonic
@@ -37,6 +38,13 @@ app = typer.Typer(
 app.add_typer(cli_methods.app, name="methods")
 app.add_typer(cli_scores.app, name="scores")
 app.command()(synthesize)
+
+
+class Cluster(StrEnum):
+    """Where teachers can be asked, other than here."""
+
+    ray = "ray"
+
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe (TOML).", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results [default: work/RECIPE].")]
@@ -83,7 +91,43 @@ def _stage(name: str, text: str) -> None:
 
 
 _stage("run", "Run every stage of RECIPE whose inputs changed, and print the report.\n\nStopped? Give it again.")
-_stage("score", "Let the teachers of RECIPE score the candidates; stored scores are not computed again.")
+
+
+@app.command()
+def score(
+    recipe: Recipe,
+    out: Out = None,
+    store: StoreFolder = None,
+    set_: Set = None,
+    allow_unknown_qrels: AllowUnknown = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Ask each teacher in so many processes [default: 1; on Ray, its CPUs].")
+    ] = None,
+    engine_cluster: Annotated[
+        Cluster | None, typer.Option(help="Ask the teachers on a Ray cluster, that of RAY_ADDRESS or this machine.")
+    ] = None,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Let the teachers of RECIPE score the candidates; stored scores are not computed again.
+
+    Stopped, or a process killed? Give it again: only what is missing is asked. Two runs at once take turns.
+    Teachers that are metered, or that hold a collection (bm25), are asked in this process.
+
+    rkd score recipe.toml --processes 4
+    rkd score recipe.toml --engine-cluster ray
+    """
+    console.quiet = quiet
+    load_recipe(recipe, set_ or [])  # a mistake in it is told before torch is imported
+    from retrieval_kd import pipeline
+
+    workspace = _workspace(recipe, out, store, set_, allow_unknown_qrels)
+    workspace.processes, workspace.cluster = processes, engine_cluster.value if engine_cluster else None
+    began = monotonic()
+    pipeline.score(workspace)
+    _finish(workspace, None, monotonic() - began, json_)
+
+
 _stage("train", "Train the student of RECIPE; a stopped training goes on where it was.")
 _stage("index", "Encode the documents with the trained student and build its index.")
 _stage("export", "Export the query encoder, with a gate on vectors and quality.")

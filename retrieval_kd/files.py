@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -23,20 +24,37 @@ def atomic(path: Path) -> Iterator[Path]:
 
     The block may make a file or a folder there. A reader sees the old content or the new one,
     never a part; a killed writer leaves a scratch file (its name starts with a dot) and nothing else.
+    Raises InputError when the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    _remove(scratch)
-    try:
-        yield scratch
-        for file in [scratch, *scratch.rglob("*")] if scratch.is_dir() else [scratch]:
-            _sync(file)
-        if path.is_dir():
-            _remove(path)  # a folder cannot be replaced in one step: absent for a moment, never half
-        scratch.replace(path)
-        _sync(path.parent)
-    finally:
+    with room(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         _remove(scratch)
+        try:
+            yield scratch
+            for file in [scratch, *scratch.rglob("*")] if scratch.is_dir() else [scratch]:
+                _sync(file)
+            if path.is_dir():
+                _remove(path)  # a folder cannot be replaced in one step: absent for a moment, never half
+            scratch.replace(path)
+            _sync(path.parent)
+        finally:
+            _remove(scratch)
+
+
+@contextmanager
+def room(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` for want of space into an InputError that names its folder and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"{path.parent} is on a full disk, and {path.name} could not be written; what was written before is "
+            "whole. Free some space, or move the folder to a larger disk, and give the command again: it goes on "
+            "from there."
+        ) from error
 
 
 def _sync(path: Path) -> None:

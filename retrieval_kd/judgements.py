@@ -6,20 +6,16 @@ first, and a judge that leans towards the beginning of a list would find them th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from retrieval_kd.progress import progress, say
+from retrieval_kd.answers import recording
+from retrieval_kd.progress import progress
 from retrieval_kd.store.keys import text_keys
 from retrieval_kd.store.store import Keys, Store
 from retrieval_kd.teachers import ListJudge, Metered, PairJudge, Teacher
@@ -77,14 +73,18 @@ def fill_preferences(
     """
     read = _Lists.of(judge, queries, documents, hits)
     store = Store.open(root, name, judge.identity)
-    known = _preferences(store, {query for query, _ in read.lists})
     chosen = {key: judge.choose_pairs(query, len(texts)) for key, (query, texts) in read.lists.items()}
-    asked: dict[tuple[int, int, int], tuple[str, str, str]] = {}
-    for (key, inside), (query, texts) in read.lists.items():
-        for first, second in chosen[key, inside].tolist():
-            pair = (key, inside[first], inside[second])
-            if pair not in known and (key, pair[2], pair[1]) not in asked:
-                asked.setdefault(pair, (query, texts[first], texts[second]))
+    known: dict[tuple[int, int, int], float] = {}
+
+    def unanswered() -> dict[tuple[int, int, int], tuple[str, str, str]]:
+        known.update(_preferences(store, {query for query, _ in read.lists}))
+        asked: dict[tuple[int, int, int], tuple[str, str, str]] = {}
+        for (key, inside), (query, texts) in read.lists.items():
+            for first, second in chosen[key, inside].tolist():
+                pair = (key, inside[first], inside[second])
+                if pair not in known and (key, pair[2], pair[1]) not in asked:
+                    asked.setdefault(pair, (query, texts[first], texts[second]))
+        return asked
 
     def put(pairs: Sequence[tuple[int, int, int]], chances: Sequence[float]) -> None:
         query_keys, first, second = np.array(pairs, np.uint64).reshape(-1, 3).T
@@ -94,7 +94,9 @@ def fill_preferences(
     def prefer(questions: Sequence[tuple[str, str, str]]) -> list[float]:
         return [float(chance) for chance in judge.prefer(*(list(c) for c in zip(*questions, strict=True)))]
 
-    _ask(store, name, judge, asked, prefer, put)
+    if unanswered():
+        with store.alone(name):
+            _ask(store, name, judge, unanswered(), prefer, put)
     scores = {}
     for (key, inside), pairs in chosen.items():
         matrix = np.full((len(inside), len(inside)), np.nan)
@@ -120,7 +122,11 @@ def fill_rankings(
         for (key, inside), (query, texts) in read.lists.items()
         if inside
     }
-    known = _ranked(store, list(tops))
+    known: dict[tuple[int, tuple[int, ...]], NDArray[np.float64]] = {}
+
+    def unanswered() -> dict[tuple[int, tuple[int, ...]], tuple[str, list[str]]]:
+        known.update(_ranked(store, list(tops)))
+        return {key: question for key, question in tops.items() if key not in known}
 
     def put(lists: Sequence[tuple[int, tuple[int, ...]]], orders: Sequence[NDArray[np.int64] | None]) -> None:
         ranked = [(key, inside, order) for (key, inside), order in zip(lists, orders, strict=True) if order is not None]
@@ -135,7 +141,9 @@ def fill_rankings(
     def rank(questions: Sequence[tuple[str, list[str]]]) -> list[NDArray[np.int64] | None]:
         return judge.rank([query for query, _ in questions], [texts for _, texts in questions])
 
-    _ask(store, name, judge, {key: question for key, question in tops.items() if key not in known}, rank, put)
+    if unanswered():
+        with store.alone(name):
+            _ask(store, name, judge, unanswered(), rank, put)
     scores = {}
     for key, inside in read.lists:
         ranks = np.full(len(inside), np.nan)
@@ -143,41 +151,6 @@ def fill_rankings(
             ranks[: judge.depth] = known[key, inside[: judge.depth]]
         scores[key, inside] = judge.score_ranks(ranks)
     return read.grid(hits, scores)
-
-
-@contextmanager
-def recording(store: Store, name: str, teacher: Teacher) -> Iterator[Callable[[int, int], None]]:
-    """Record what the work inside costs, even if it fails; call what is yielded with answers and those without one.
-
-    At the end it is said how many questions had no answer, and what the teacher said instead.
-    """
-    began, total, silent = time.monotonic(), 0, 0
-    meter = teacher if isinstance(teacher, Metered) else None
-    before = copy(meter.usage) if meter else None
-
-    def count(answers: int, unanswered: int) -> None:
-        nonlocal total, silent
-        total += answers
-        silent += unanswered
-
-    try:
-        yield count
-    finally:
-        tokens = meter.usage.tokens - before.tokens if meter and before else None
-        money = meter.usage.money - before.money if meter and before else None
-        if total or tokens:
-            seconds = time.monotonic() - began
-            store.record(pairs=total, texts=0, tokens=tokens or None, seconds=seconds, money=money or None)
-        if meter and before and silent:
-            said = f", but {', '.join(map(repr, meter.usage.unread))}" if meter.usage.unread else ""
-            say(f"{name}: {silent:,} of {total:,} questions had no answer{said}; they are kept as such (NaN)")
-        if meter and before and meter.usage.bounded > before.bounded:
-            say(
-                f"{name}: {meter.usage.bounded - before.bounded:,} answers were less likely than all tokens that the "
-                "server shows, and count as likely as the last of these; raise endpoint.top_logprobs if it shows more"
-            )
-        if tokens:
-            say(f"{name}: {tokens:,} tokens" + (f", {money:.4f} in the currency of the prices" if money else ""))
 
 
 def _ask(
@@ -208,7 +181,7 @@ def _ask(
 
 def _preferences(store: Store, queries: set[int]) -> dict[tuple[int, int, int], float]:
     """The stored preferences of some queries, both ways; of several, one with an answer before NaN, then the oldest."""
-    table = _of_queries(store.preferences(), queries)
+    table = store.preferences(np.array(list(queries), np.uint64))
     columns = [table.column(name).to_pylist() for name in ("query_key", "first_key", "second_key", "probability")]
     known: dict[tuple[int, int, int], float] = {}
     for *pair, chance in zip(*columns, strict=True):
@@ -229,7 +202,7 @@ def _ranked(
     store: Store, lists: Sequence[tuple[int, tuple[int, ...]]]
 ) -> dict[tuple[int, tuple[int, ...]], NDArray[np.float64]]:
     """The ranks that the store has for lists, from the oldest ranking that holds them whole; NaN if unanswered."""
-    table = _of_queries(store.rankings(), {query for query, _ in lists})
+    table = store.rankings(np.array(list({query for query, _ in lists}), np.uint64))
     stored: dict[int, list[dict[int, int]]] = {}
     for query, keys in zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True):
         stored.setdefault(query, []).append({key: place for place, key in enumerate(keys)})
@@ -248,10 +221,6 @@ def _ranked(
         if asked[end - len(inside) : end].all():
             known[query, inside] = np.full(len(inside), np.nan)
     return known
-
-
-def _of_queries(table: pa.Table, queries: set[int]) -> pa.Table:
-    return table.filter(pc.is_in(table.column("query_key"), pa.array(queries, pa.uint64())))
 
 
 def _ranks(order: NDArray[np.int64]) -> NDArray[np.float64]:

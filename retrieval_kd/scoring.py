@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.judgements import fill_preferences, fill_rankings, recording
-from retrieval_kd.progress import progress, say
+from retrieval_kd.answers import Chunk, answer, keep, recording
+from retrieval_kd.judgements import fill_preferences, fill_rankings
+from retrieval_kd.progress import say
 from retrieval_kd.store.keys import text_keys
-from retrieval_kd.store.store import Store
+from retrieval_kd.store.store import Keys, Store
 from retrieval_kd.teachers import Archive, Embedder, ListJudge, Metered, PairJudge, Retriever, Side, Teacher
 from retrieval_kd.types import Hits, InputError
-from retrieval_kd.usage import Interrupted
+from retrieval_kd.workers import Crew, Work, work_through
 
-CHUNK = 512  # texts or pairs that a teacher gets at once
-COMMIT_SECONDS = 5.0  # a killed run loses at most this much work, or one chunk
+SIDES: tuple[Side, ...] = get_args(Side)
+PRODUCTS = 2**16  # dot products at once
 
 
 def fill_scores(
-    root: Path, name: str, teacher: Teacher, queries: Sequence[str], documents: Sequence[str], hits: Hits
+    root: Path,
+    name: str,
+    teacher: Teacher,
+    queries: Sequence[str],
+    documents: Sequence[str],
+    hits: Hits,
+    crew: Crew | None = None,
 ) -> NDArray[np.float32]:
     """Score all pairs of `hits` that the teacher's store lacks, and return every score.
 
@@ -31,76 +38,76 @@ def fill_scores(
     the teacher gave no answer. An Embedder's pairs are dot products of its stored vectors; an
     Archive is read when a pair is missing, and what it lacks is no answer.
     The scores of a judge that compares documents are those of `judgements`.
+    A `crew` works for a teacher that another process can make: not for those that are metered, or hold a collection.
     """
     if isinstance(teacher, PairJudge):
         return fill_preferences(root, name, teacher, queries, documents, hits)
     if isinstance(teacher, ListJudge):
         return fill_rankings(root, name, teacher, queries, documents, hits)
-    rendered_queries = teacher.render(queries, "query")
-    rendered_documents = teacher.render(documents, "document")
-    query_keys, document_keys = text_keys(rendered_queries), text_keys(rendered_documents)
-    query_of, place = np.nonzero(hits.valid)  # (P,) each
-    row_of = hits.rows[query_of, place]
+    if isinstance(teacher, Archive | Metered | Retriever):
+        crew = None
+    texts = teacher.render(queries, "query"), teacher.render(documents, "document")
+    keys = text_keys(texts[0]), text_keys(texts[1])
     store = Store.open(root, name, teacher.identity)
-    _, found = store.find_scores(query_keys[query_of], document_keys[row_of])
-    if isinstance(teacher, Archive) and not found.all():
-        counts = teacher.read_into(store)
-        say(f"{name}: {', '.join(f'{what} {count:,}' for what, count in counts.items() if count) or 'nothing new'}")
-        known, found = store.find_scores(query_keys[query_of], document_keys[row_of])
-        say(f"{name}: {np.isfinite(known).sum():,} of {len(known):,} candidate pairs have a score")
-    missing = _first_of_each(query_keys[query_of], document_keys[row_of], ~found)
-    if isinstance(teacher, Embedder) and len(missing):
-        wanted_queries, wanted_rows = np.unique(query_of[missing]), np.unique(row_of[missing])
-        left = fill_vectors(root, name, teacher, [queries[i] for i in wanted_queries], "query")
-        right = fill_vectors(root, name, teacher, [documents[i] for i in wanted_rows], "document")
-    committed = time.monotonic()
-    waiting: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
-
-    def commit() -> None:
-        pairs = np.concatenate([pairs for pairs, _ in waiting])
-        scores = np.concatenate([scores for _, scores in waiting])
-        store.append_scores(query_keys[query_of[pairs]], document_keys[row_of[pairs]], scores)
-        waiting.clear()
-
-    with recording(store, name, teacher) as count, progress(f"score {name}", len(missing)) as advance:
-        size = teacher.chunk if isinstance(teacher, Metered) else CHUNK
-        size = 100 * CHUNK if isinstance(teacher, Embedder) else size
-        stop = None
-        for start in range(0, len(missing), size):
-            pairs = missing[start : start + size]
-            if isinstance(teacher, Embedder):
-                places = (
-                    np.searchsorted(wanted_queries, query_of[pairs]),
-                    np.searchsorted(wanted_rows, row_of[pairs]),
-                )
-                scores = np.einsum("nd,nd->n", left[places[0]], right[places[1]])
-            else:
-                try:
-                    scores = teacher.score(
-                        [rendered_queries[i] for i in query_of[pairs]], [rendered_documents[i] for i in row_of[pairs]]
-                    )
-                except Interrupted as interruption:  # what it answered is kept
-                    stop = interruption
-                    pairs, scores = pairs[list(stop.places)], np.asarray(stop.answers, np.float32)
-            waiting.append((pairs, scores))
-            count(len(pairs), int(np.isnan(scores).sum()))
-            if time.monotonic() - committed > COMMIT_SECONDS:
-                commit()
-                committed = time.monotonic()
-            if stop:
-                break
-            advance(len(pairs))
-        if waiting:
-            commit()
-        if stop:
-            raise stop
-    scores, _ = store.find_scores(query_keys[query_of], document_keys[row_of])
+    query_of, place = np.nonzero(hits.valid)  # (P,) each
+    pairs = np.stack([query_of, hits.rows[query_of, place]], axis=1)
+    missing = _missing(store, keys, pairs)
+    if len(missing):
+        with store.alone(name) as lock:
+            missing = _missing(store, keys, missing)
+            if isinstance(teacher, Archive) and len(missing):
+                counts = teacher.read_into(store)
+                say(f"{name}: {', '.join(f'{what} {n:,}' for what, n in counts.items() if n) or 'nothing new'}")
+                missing = _missing(store, keys, missing)
+            if len(missing):
+                if isinstance(teacher, Embedder):
+                    _multiply(root, name, teacher, (queries, documents), store, keys, missing, crew)
+                else:
+                    work_through(store, name, teacher, Work("score", texts, keys, missing), lock, crew)
+    scores, _ = store.find_scores(keys[0][pairs[:, 0]], keys[1][pairs[:, 1]])
     grid = np.full(hits.rows.shape, -np.inf, np.float32)
     grid[query_of, place] = scores
     return grid
 
 
-def fill_vectors(root: Path, name: str, embedder: Embedder, texts: Sequence[str], side: Side) -> NDArray[np.float32]:
+def _missing(store: Store, keys: tuple[Keys, Keys], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The pairs (n, 2) of places that the store has no answer for, one for each distinct pair of keys, in order."""
+    left, right = keys[0][pairs[:, 0]], keys[1][pairs[:, 1]]
+    _, found = store.find_scores(left, right)
+    places = np.flatnonzero(~found)
+    _, first = np.unique(np.stack([left[places], right[places]], axis=1), axis=0, return_index=True)
+    return pairs[places[np.sort(first)]]
+
+
+def _multiply(
+    root: Path,
+    name: str,
+    teacher: Embedder,
+    texts: tuple[Sequence[str], Sequence[str]],
+    store: Store,
+    keys: tuple[Keys, Keys],
+    pairs: NDArray[np.int64],
+    crew: Crew | None,
+) -> None:
+    """Score pairs by the dot products of their texts' vectors."""
+    sides = []
+    for side, some, places in zip(SIDES, texts, pairs.T, strict=True):
+        wanted, at = np.unique(places, return_inverse=True)
+        sides.append((fill_vectors(root, name, teacher, [some[place] for place in wanted], side, crew), at))
+    (left, left_at), (right, right_at) = sides
+
+    def chunks() -> Iterator[Chunk]:
+        for start in range(0, len(pairs), PRODUCTS):
+            at = slice(start, start + PRODUCTS)
+            yield Chunk((keys[0][pairs[at, 0]], keys[1][pairs[at, 1]]), (left[left_at[at]], right[right_at[at]]))
+
+    with recording(store, name, teacher) as count:
+        keep(answer(lambda one, other: np.einsum("nd,nd->n", one, other), chunks()), store.append_scores, count)
+
+
+def fill_vectors(
+    root: Path, name: str, embedder: Embedder, texts: Sequence[str], side: Side, crew: Crew | None = None
+) -> NDArray[np.float32]:
     """Encode the texts that the store lacks, and return every vector: (n, D), in the order given.
 
     Vectors are kept under the identity of the tower that makes them, so that models which share a
@@ -109,30 +116,16 @@ def fill_vectors(root: Path, name: str, embedder: Embedder, texts: Sequence[str]
     rendered = embedder.render(texts, side)
     keys = text_keys(rendered)
     store = Store.open(root, f"{name}.{side}", embedder.tower_identity(side))
-    _, found = store.find_embeddings(keys)
-    missing = _first_of_each(keys, np.zeros_like(keys), ~found)
-    missing = missing[np.argsort([-len(rendered[i]) for i in missing], kind="stable")]  # little padding
-    began = committed = time.monotonic()
-    waiting: list[tuple[NDArray[np.uint64], NDArray[np.float32]]] = []
-
-    def commit() -> None:
-        store.append_embeddings(
-            np.concatenate([keys for keys, _ in waiting]), np.concatenate([vectors for _, vectors in waiting])
-        )
-        waiting.clear()
-
-    with progress(f"encode {side} {name}", len(missing)) as advance:
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            waiting.append((keys[chunk], embedder.embed([rendered[i] for i in chunk], side)))
-            if time.monotonic() - committed > COMMIT_SECONDS:
-                commit()
-                committed = time.monotonic()
-            advance(len(chunk))
-        if waiting:
-            commit()
-    if len(missing):
-        store.record(pairs=0, texts=len(missing), tokens=None, seconds=time.monotonic() - began)
+    vectors, found = store.find_embeddings(keys)
+    if found.all():
+        return vectors
+    with store.alone(name) as lock:
+        _, found = store.find_embeddings(keys)
+        _, first = np.unique(keys[~found], return_index=True)
+        places = np.flatnonzero(~found)[np.sort(first)]
+        if len(places):
+            work = Work("embed", (rendered,), (keys,), places[:, None], (side,))
+            work_through(store, name, embedder, work, lock, crew)
     vectors, _ = store.find_embeddings(keys)
     return vectors
 
@@ -147,10 +140,9 @@ def find_preferences(
     """
     query_keys = text_keys(teacher.render(queries, "query"))
     document_keys = text_keys(teacher.render(documents, "document"))
-    table = Store.open(root, name, teacher.identity).preferences()
-    columns = [table.column(column).to_numpy() for column in ("query_key", "first_key", "second_key", "probability")]
+    table = Store.open(root, name, teacher.identity).preferences(query_keys)
     by_query: dict[int, list[tuple[int, int, float]]] = {}
-    for query, first, second, chance in zip(*(column.tolist() for column in columns), strict=True):
+    for query, first, second, chance in zip(*(column.to_pylist() for column in table.columns), strict=True):
         by_query.setdefault(query, []).append((first, second, chance))
     lists = []
     for key, rows in zip(query_keys.tolist(), hits.rows, strict=True):
@@ -194,11 +186,3 @@ def rerank(hits: Hits, scores: NDArray[np.float32]) -> Hits:
     ordered = np.take_along_axis(scores, order, axis=1)
     rows = np.where(np.isfinite(ordered), np.take_along_axis(hits.rows, order, axis=1), -1)
     return Hits(rows.astype(np.int32), ordered)
-
-
-def _first_of_each(left: NDArray[np.uint64], right: NDArray[np.uint64], wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Positions of the wanted key pairs, each distinct pair once, in the order of first occurrence."""
-    positions = np.flatnonzero(wanted)
-    pairs = np.stack([left[positions], right[positions]], axis=1)
-    _, first = np.unique(pairs, axis=0, return_index=True)
-    return positions[np.sort(first)]

@@ -11,8 +11,8 @@ import pytest
 from fake_endpoint import Reply, chat_answer, ok, serve
 from tiny import collection_of
 
+from retrieval_kd import answers, judgements
 from retrieval_kd import endpoint as endpoint_module
-from retrieval_kd import judgements, scoring
 from retrieval_kd.progress import console
 from retrieval_kd.scoring import fill_scores, find_preferences
 from retrieval_kd.store.store import Store
@@ -259,7 +259,7 @@ def test_a_budget_stops_a_run_that_goes_on_later(tmp_path: Path, monkeypatch: py
 
 def test_a_killed_server_leaves_what_it_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint_module, "FIRST_WAIT", 0.001)
-    monkeypatch.setattr(scoring, "COMMIT_SECONDS", 99.0)
+    monkeypatch.setattr(answers, "COMMIT_SECONDS", 99.0)
     with serve(lambda path, body: reply(path, body) if "q1" in str(body) else (503, {}, "")) as server:
         endpoint = {"url": server.url, "concurrency": 1, "retries": 1}
         teacher: Any = load_teacher(Component(kind="llm_pointwise", model="m", endpoint=endpoint), [])

@@ -24,7 +24,7 @@ LAYERS = [
     | {"lora", "pair_head", "pooling", "token_vectors"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
-    | {"diagnostics"},
+    | {"diagnostics", "answers", "workers", "cluster"},
     {"pipeline"},
     {"cli", "cli_methods", "cli_scores", "cli_synthesize", "server", "__main__"},
 ]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import random
-import time
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from checksum_teacher import Checksum, checksum
 from tiny import WORDS, collection_of, tiny_sentence_transformer
 
-from retrieval_kd import scoring
+from retrieval_kd import answers, workers
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
 from retrieval_kd.store.keys import text_keys
 from retrieval_kd.store.store import Store
@@ -23,27 +20,18 @@ from retrieval_kd.teachers.bi_encoder import BiEncoder, Options, load
 from retrieval_kd.types import Hits, InputError
 
 
-class Fake:
-    """Scores by a checksum of both texts; NaN for documents that hold "unsure"; counts what it is asked."""
+class Fake(Checksum):
+    """Counts what it is asked."""
 
-    def __init__(self, identity: str = "fake", pause: float = 0.0, broken: bool = False) -> None:
-        self.identity = {"kind": identity}
-        self.pause, self.broken = pause, broken
+    def __init__(self, identity: str = "fake", broken: bool = False) -> None:
+        super().__init__(identity)
+        self.broken = broken
         self.asked: list[tuple[str, str]] = []
-
-    def render(self, texts: Sequence[str], side: str) -> list[str]:
-        return [f"{side}: {text}" for text in texts]
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         assert not self.broken, "asked again"
-        time.sleep(self.pause)
-        pairs = list(zip(queries, documents, strict=True))
-        self.asked += pairs
-        return np.array([checksum(*pair) for pair in pairs], np.float32)
-
-
-def checksum(query: str, document: str) -> float:
-    return np.nan if "unsure" in document else zlib.crc32(f"{query}|{document}".encode()) / 2**16
+        self.asked += zip(queries, documents, strict=True)
+        return super().score(queries, documents)
 
 
 QUERIES = ["sort a list", "read a file", "sort a list"]  # the last is the first again
@@ -84,9 +72,9 @@ def test_only_what_is_missing_is_scored(tmp_path: Path) -> None:
     fill_scores(tmp_path, "t", Fake(), QUERIES[:1], DOCUMENTS, Hits(HITS.rows[:1], HITS.scores[:1]))
     teacher = Fake()
     scores = fill_scores(tmp_path, "t", teacher, QUERIES, DOCUMENTS, HITS)
-    assert teacher.asked == [
-        ("query: read a file", "document: lock"),
+    assert teacher.asked == [  # the longest first, then in the order of the lists
         ("query: read a file", "document: list sort"),
+        ("query: read a file", "document: lock"),
         ("query: sort a list", "document: lock"),
     ]
     np.testing.assert_array_equal(scores, expected(HITS, QUERIES, DOCUMENTS))
@@ -95,53 +83,6 @@ def test_only_what_is_missing_is_scored(tmp_path: Path) -> None:
 def test_nothing_to_score(tmp_path: Path) -> None:
     none = Hits(np.full((3, 2), -1, np.int32), np.full((3, 2), -np.inf, np.float32))
     assert (fill_scores(tmp_path, "t", Fake(broken=True), QUERIES, DOCUMENTS, none) == -np.inf).all()
-
-
-MANY_QUERIES = [f"query {number}" for number in range(12)]
-MANY_DOCUMENTS = [f"document {number}" if number % 7 else f"unsure {number}" for number in range(30)]
-_ROWS = np.stack([np.random.default_rng(number).permutation(30)[:20] for number in range(12)]).astype(np.int32)
-MANY = Hits(_ROWS, np.zeros(_ROWS.shape, np.float32))
-
-
-def score_slowly(root: Path, out: Path) -> None:
-    """Score 240 pairs, 4 at a time, with a commit about every third time."""
-    scoring.CHUNK, scoring.COMMIT_SECONDS = 4, 0.025
-    np.save(out, fill_scores(root, "slow", Fake(pause=0.01), MANY_QUERIES, MANY_DOCUMENTS, MANY))
-
-
-def test_killed_ten_times_and_finished(tmp_path: Path) -> None:
-    """Bit-equal to a run that nobody stopped, and no pair paid for twice."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["retrieval_kd.scoring", "retrieval_kd.train.loop", "retrieval_kd.students.dense"])
-
-    def start(root: str) -> multiprocessing.process.BaseProcess:
-        worker = context.Process(target=score_slowly, args=(tmp_path / root, tmp_path / f"{root}.npy"))
-        worker.start()
-        return worker
-
-    for name in ("whole", "again"):  # the second tells how long it takes without the first imports
-        began = time.monotonic()
-        worker = start(name)
-        worker.join(60)
-        assert worker.exitcode == 0
-    seconds, chance = time.monotonic() - began, random.Random(3)
-    counts = []
-    for _ in range(10):
-        worker = start("killed")
-        worker.join(chance.uniform(0.3, 0.6) * seconds)
-        worker.kill()
-        worker.join()
-        store = Store.open(tmp_path / "killed", "slow", {"kind": "fake"})
-        counts.append(store.count("scores"))
-    assert len({count for count in counts if 0 < count < 240}) >= 2, counts  # it was stopped on the way
-    worker = start("killed")
-    worker.join(60)
-    assert worker.exitcode == 0
-    whole, killed = np.load(tmp_path / "whole.npy"), np.load(tmp_path / "killed.npy")
-    np.testing.assert_array_equal(whole, expected(MANY, MANY_QUERIES, MANY_DOCUMENTS))
-    np.testing.assert_array_equal(killed, whole)
-    store = Store.open(tmp_path / "killed", "slow", {"kind": "fake"})
-    assert store.count("scores") == MANY.valid.sum() == 240
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +124,8 @@ def test_an_embedders_scores_are_dot_products(model: Path, tmp_path: Path, encod
 
 
 def test_vectors_come_in_the_order_of_the_texts(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "CHUNK", 3)
-    monkeypatch.setattr(scoring, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(workers, "CHUNK", 3)
+    monkeypatch.setattr(answers, "COMMIT_SECONDS", 0.0)
     teacher = load(Options(model=str(model)), collection_of([]))
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, rng.integers(1, 12))) for _ in range(11)]

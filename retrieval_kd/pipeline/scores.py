@@ -24,7 +24,7 @@ from retrieval_kd.layouts import Record, find_writer
 from retrieval_kd.layouts._columns import pairs_of, write_columns
 from retrieval_kd.layouts.pairs import SCHEMA as PAIRS
 from retrieval_kd.store.keys import text_keys
-from retrieval_kd.store.operations import database
+from retrieval_kd.store.lookup import database
 from retrieval_kd.store.parts import Kind
 from retrieval_kd.store.store import Store
 from retrieval_kd.tables import Component, kind_module

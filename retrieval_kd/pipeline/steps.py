@@ -136,7 +136,7 @@ def score_candidates(workspace: Workspace, split: Split, hits: Hits) -> tuple[ND
     for name, teacher in workspace.teachers.items():
         queries = workspace.query_texts(split, workspace.renders[name])
         documents = workspace.document_texts(workspace.renders[name])
-        grids.append(fill_scores(workspace.store, name, teacher, queries, documents, hits))
+        grids.append(fill_scores(workspace.store, name, teacher, queries, documents, hits, workspace.crew(name)))
     scores = np.stack(grids) if grids else np.zeros((0, *hits.rows.shape), np.float32)
     return scores, _asked(workspace) - before
 

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from retrieval_kd.students import load_student
 from retrieval_kd.tables import Component, kind_module, options, parse
 from retrieval_kd.teachers import Teacher, load_teacher
 from retrieval_kd.types import ORIGINAL, Collection, InputError, Queries
+from retrieval_kd.workers import Cluster, Crew
 
 Split = Literal["train", "test", "validation"]
 
@@ -43,6 +44,8 @@ class Workspace:
         self.recipe = load_recipe(recipe, overrides)
         self.folder = folder or Path("work") / recipe.stem
         self.store = store or self.folder.parent / "store"
+        self.processes: int | None = None  # in which the teachers are asked, and on what cluster: see `Crew`
+        self.cluster: Cluster | None = None
         self.needs, warnings = check(self.recipe)
         for warning in warnings:
             say(f"{recipe}: {warning}")
@@ -155,7 +158,22 @@ class Workspace:
     @cached_property
     def teachers(self) -> dict[str, Teacher]:
         """The recipe's teachers by name; one that another recipe trains has that recipe run first."""
-        return {teacher.name: self._teacher(teacher) for teacher in self.recipe.teachers}
+        return {
+            teacher.name: load_teacher(self._components[teacher.name], self.read_by(teacher.render))
+            for teacher in self.recipe.teachers
+        }
+
+    @cached_property
+    def _components(self) -> dict[str, Component]:
+        """What loads each teacher, by its name."""
+        return {teacher.name: self._component(teacher) for teacher in self.recipe.teachers}
+
+    def crew(self, name: str) -> Crew | None:
+        """The other processes that the teacher `name` is asked in, if there are to be any."""
+        if self.cluster is None and (self.processes or 1) == 1:
+            return None
+        nothing = Collection(self.collection.name, [], [], {})  # a teacher that needs more is asked in this process
+        return Crew(partial(load_teacher, self._components[name], nothing), self.processes, self.cluster)
 
     @property
     def renders(self) -> dict[str, Rendering]:
@@ -264,10 +282,9 @@ class Workspace:
         manifest: dict[str, Any] = read_json(path)
         return manifest
 
-    def _teacher(self, teacher: Any) -> Teacher:
-        collection = self.read_by(teacher.render)
+    def _component(self, teacher: Any) -> Component:
         if teacher.trained_by is None:
-            return load_teacher(teacher, collection)
+            return Component(kind=teacher.kind, **teacher.options)
         from retrieval_kd import pipeline
 
         path = self.path.parent / teacher.trained_by
@@ -277,7 +294,7 @@ class Workspace:
             stage(other)
         if not (other.folder / "report" / "report.json").exists():
             pipeline.run(other)
-        return load_teacher(with_model(teacher, str(other.folder / "student")), collection)
+        return with_model(teacher, str(other.folder / "student"))
 
 
 def with_model(component: Component, model: str) -> Component:

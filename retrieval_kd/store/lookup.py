@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from retrieval_kd.store.parts import check_part, embedding_width, open_part, reading, vectors_of
+from retrieval_kd.store.parts import Kind, check_part, embedding_width, open_part, reading, schema_of, vectors_of
 from retrieval_kd.types import InputError
 
 MEMORY_LIMIT = "800MB"  # of DuckDB; beyond it, it works from a temporary folder
@@ -19,9 +21,21 @@ MEMORY_LIMIT = "800MB"  # of DuckDB; beyond it, it works from a temporary folder
 # Sorting out the queries first makes the join three times as fast: pairs are wanted query by query.
 FIND = """
     select position, score
-    from (from read_parquet($1, hive_partitioning = false) where query_key in (select q from wanted))
-    join wanted on query_key = q and document_key = d
+    from (from parts where query_key in (select q from wanted)) join wanted on query_key = q and document_key = d
 """
+
+
+@contextmanager
+def database(parts: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB in bounded memory, with a view `parts` of the rows of `parts`, each with its file and its place there."""
+    with tempfile.TemporaryDirectory(prefix="rkd-") as scratch, duckdb.connect() as connection:
+        connection.execute("set memory_limit = $1", [MEMORY_LIMIT])
+        connection.execute("set temp_directory = $1", [scratch])
+        if parts:
+            files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in parts)
+            source = f"read_parquet([{files}], filename = true, file_row_number = true, hive_partitioning = false)"
+            connection.execute(f"create view parts as from {source}")
+        yield connection
 
 
 def find_pairs(
@@ -32,21 +46,38 @@ def find_pairs(
     A position comes up once for each row that holds its pair, in no order.
     Shapes: query_keys, document_keys (n,); returns two arrays (m,).
     """
+    if not parts:
+        return np.empty(0, np.int64), np.empty(0, np.float32)
     wanted = pa.table({"q": query_keys, "d": document_keys, "position": np.arange(len(query_keys))})
-    with tempfile.TemporaryDirectory(prefix="rkd-") as scratch, duckdb.connect() as connection:
-        connection.execute("set memory_limit = $1", [MEMORY_LIMIT])
-        connection.execute("set temp_directory = $1", [scratch])
-        connection.execute("set preserve_insertion_order = false")
-        connection.register("wanted_arrow", wanted)
-        # A table rather than the Arrow data: the planner then knows that it is the small side.
-        connection.execute("create temp table wanted as from wanted_arrow")
-        try:
-            answer = connection.execute(FIND, [[str(path) for path in parts]]).fetchnumpy()
-        except duckdb.Error:
-            for path in parts:
-                check_part(path, "scores")  # names the part at fault, if one is
-            raise
+    try:
+        with database(parts) as connection:
+            connection.execute("set preserve_insertion_order = false")
+            connection.register("wanted_arrow", wanted)
+            # A table rather than the Arrow data: the planner then knows that it is the small side.
+            connection.execute("create temp table wanted as from wanted_arrow")
+            answer = connection.execute(FIND).fetchnumpy()
+    except duckdb.Error:
+        for path in parts:
+            check_part(path, "scores")  # names the part at fault, if one is
+        raise
     return answer["position"], answer["score"]
+
+
+def find_rows(parts: Sequence[Path], kind: Kind, query_keys: NDArray[np.uint64] | None) -> pa.Table:
+    """The rows of `parts` about some queries, or all of them if none are given, in the order of the parts.
+
+    Memory: that of the rows, and 2^18 others.
+    """
+    schema = schema_of(kind)
+    found = [schema.empty_table()]
+    for path in parts:
+        with reading(path), open_part(path, kind) as part:
+            for batch in part.iter_batches(2**18, columns=schema.names):
+                table = pa.Table.from_batches([batch])
+                if query_keys is not None:
+                    table = table.filter(pc.is_in(table.column("query_key"), pa.array(query_keys)))
+                found.append(table.cast(schema))
+    return pa.concat_tables(found)
 
 
 def find_vectors(parts: Sequence[Path], keys: NDArray[np.uint64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

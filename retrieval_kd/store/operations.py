@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retrieval_kd.files import atomic, fingerprint, read_json, read_lines, size_bytes
-from retrieval_kd.store.lookup import MEMORY_LIMIT
+from retrieval_kd.store.lookup import database
 from retrieval_kd.store.parts import (
     Kind,
     check_part,
@@ -227,19 +224,6 @@ def unknown_rows(store: Store, kind: Kind, table: pa.Table) -> pa.Table:
         if parts:
             query = f"select * from ({query}) anti join parts using ({SAME[kind]})"
         return connection.sql(query).to_arrow_table().cast(table.schema)
-
-
-@contextmanager
-def database(parts: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB in bounded memory, with a view `parts` of the rows of `parts`, each with its file and its place there."""
-    with tempfile.TemporaryDirectory(prefix="rkd-") as scratch, duckdb.connect() as connection:
-        connection.execute("set memory_limit = $1", [MEMORY_LIMIT])
-        connection.execute("set temp_directory = $1", [scratch])
-        if parts:
-            files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in parts)
-            source = f"read_parquet([{files}], filename = true, file_row_number = true, hive_partitioning = false)"
-            connection.execute(f"create view parts as from {source}")
-        yield connection
 
 
 def _count_doubled(parts: Sequence[Path], kind: Kind) -> int:

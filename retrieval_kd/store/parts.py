@@ -102,12 +102,6 @@ def count_rows(path: Path, kind: Kind) -> int:
         return int(part.metadata.num_rows)
 
 
-def read_part(path: Path, kind: Kind) -> pa.Table:
-    """A whole part."""
-    with reading(path), open_part(path, kind) as part:
-        return part.read(schema_of(kind).names)
-
-
 def check_part(path: Path, kind: Kind) -> None:
     """Read a part through; InputError if that fails anywhere."""
     with reading(path), open_part(path, kind) as part:

@@ -7,31 +7,41 @@
       rankings/part-*.parquet     query_key, document_keys
       embeddings/part-*.parquet   text_key, vector
       ledger.jsonl                what each run cost
+      .lock                       held by the run that asks the teacher
 
 Parts are written whole, under unique names, and never changed, so any number of processes may
-append and read at once, and a killed one loses at most the batch that it had in hand.
+append and read at once, and a killed one loses at most the batch that it had in hand. Two that append
+the same judgement do no harm: the answer is the same whatever the order, `verify` counts it as doubled, and
+`compact` leaves it once. So that nothing is paid for twice, whoever asks the teacher for what the
+store lacks does so inside `Store.alone`: a second run waits for the first, and finds its answers.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrieval_kd.files import fingerprint, read_json, read_lines, write_json
-from retrieval_kd.store.lookup import find_pairs, find_vectors
-from retrieval_kd.store.parts import Kind, count_rows, embedding_width, read_part, schema_of, write_part
+from retrieval_kd.files import fingerprint, read_json, read_lines, room, write_json
+from retrieval_kd.store.locks import Lock, hold
+from retrieval_kd.store.lookup import find_pairs, find_rows, find_vectors
+from retrieval_kd.store.parts import Kind, count_rows, embedding_width, schema_of, write_part
 from retrieval_kd.types import InputError
 
+T = TypeVar("T")
 Keys = NDArray[np.uint64]
 
 
@@ -77,9 +87,8 @@ class Store:
         assert query_keys.shape == document_keys.shape, "two arrays (n,)"
         scores = np.full(len(query_keys), np.nan, np.float32)
         found = np.zeros(len(query_keys), np.bool_)
-        parts = self.parts("scores")
-        if parts and len(query_keys):
-            position, score = find_pairs(parts, query_keys, document_keys)
+        if len(query_keys):
+            position, score = self.read("scores", lambda parts: find_pairs(parts, query_keys, document_keys))
             found[position] = True
             np.fmin.at(scores, position, score)
         return scores, found
@@ -99,14 +108,14 @@ class Store:
         empty store.
         """
         assert keys.dtype == np.uint64, "keys are uint64"
-        return find_vectors(self.parts("embeddings"), keys)
+        return self.read("embeddings", lambda parts: find_vectors(parts, keys))
 
     def append_embeddings(self, keys: Keys, vectors: NDArray[np.float32]) -> None:
         """Keep the vectors of texts. Shapes: keys (n,), vectors (n, D)."""
         _, width = vectors.shape
         assert width > 0, "vectors (n, D)"
-        parts = self.parts("embeddings")
-        if parts and (stored := embedding_width(parts[0])) != width:
+        stored = self.read("embeddings", lambda parts: embedding_width(parts[0]) if parts else width)
+        if stored != width:
             raise InputError(
                 f"{self.folder} holds vectors of width {stored}, these have {width}; "
                 "a teacher with another width is another teacher, so its identity must say so."
@@ -128,21 +137,39 @@ class Store:
         kind = schema_of("rankings").field("document_keys").type
         self._append("rankings", query_keys, pa.ListArray.from_arrays(pa.array(ends), pa.array(flat), type=kind))
 
-    def preferences(self) -> pa.Table:
-        """All preferences, oldest part first: query_key, first_key, second_key, probability."""
-        return self._table("preferences")
+    def preferences(self, query_keys: Keys | None = None) -> pa.Table:
+        """The preferences of some queries, or all, oldest part first: query_key, first_key, second_key, probability."""
+        return self.read("preferences", lambda parts: find_rows(parts, "preferences", query_keys))
 
-    def rankings(self) -> pa.Table:
-        """All rankings, oldest part first: query_key, document_keys."""
-        return self._table("rankings")
+    def rankings(self, query_keys: Keys | None = None) -> pa.Table:
+        """The rankings of some queries, or all, oldest part first: query_key, document_keys."""
+        return self.read("rankings", lambda parts: find_rows(parts, "rankings", query_keys))
+
+    def alone(self, name: str) -> AbstractContextManager[Lock]:
+        """Be the one run that asks the teacher, called `name`; another that wants to waits.
+
+        Look inside what the store lacks, also if you have looked before. Reading needs no lock, nor does appending
+        what has been paid for.
+        """
+        return hold(self.folder / ".lock", name)
 
     def parts(self, kind: Kind) -> list[Path]:
         """The files that hold the judgements of one kind, oldest first."""
         return sorted((self.folder / kind).glob("part-*.parquet"))
 
+    def read(self, kind: Kind, read: Callable[[list[Path]], T]) -> T:
+        """What `read` makes of the parts of one kind; made again if `compact` took some away meanwhile."""
+        while True:
+            parts = self.parts(kind)
+            try:
+                return read(parts)
+            except (InputError, OSError, duckdb.Error):
+                if all(path.exists() for path in parts):
+                    raise
+
     def count(self, kind: Kind) -> int:
         """The judgements of one kind on disk, from the footers; those made twice count twice."""
-        return sum(count_rows(path, kind) for path in self.parts(kind))
+        return self.read(kind, lambda parts: sum(count_rows(path, kind) for path in parts))
 
     def record(self, pairs: int, texts: int, tokens: int | None, seconds: float, money: float | None = None) -> None:
         """Add what a run cost to the ledger; `tokens` is None where the teacher does not count them.
@@ -154,12 +181,18 @@ class Store:
         if money is not None:
             entry["money"] = round(money, 9)
         line = json.dumps(entry).encode() + b"\n"
-        handle = os.open(self.folder / "ledger.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            os.write(handle, line)  # one write: lines of processes that end together do not mix
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        path = self.folder / "ledger.jsonl"
+        with room(path):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                end = os.fstat(handle).st_size
+                if os.write(handle, line) < len(line):
+                    os.ftruncate(handle, end)  # half a line could be read by nobody
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     def ledger(self) -> list[dict[str, Any]]:
         """What each run cost, oldest first."""
@@ -177,9 +210,6 @@ class Store:
         assert all(column.dtype == np.uint64 for column in columns[:-1]), "keys are uint64"
         if len(columns[0]):
             write_part(self.folder / kind, pa.table(list(columns), schema=schema_of(kind, width)))
-
-    def _table(self, kind: Kind) -> pa.Table:
-        return pa.concat_tables([schema_of(kind).empty_table(), *(read_part(path, kind) for path in self.parts(kind))])
 
 
 def _holds(folder: Path, mark: str, identity: dict[str, Any]) -> bool:
