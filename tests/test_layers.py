@@ -21,7 +21,7 @@ LAYERS = [
     {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"}
     | {"prompts"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
-    | {"lora", "pair_head", "pooling", "token_vectors"}
+    | {"engines", "first_token", "lora", "pair_head", "pooling", "token_vectors"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
     | {"diagnostics"},
