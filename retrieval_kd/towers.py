@@ -171,12 +171,14 @@ def compile_tower(modules: nn.ModuleList, precision: EnginePrecision, calibratio
         _Tower(modules), padded(read(EXAMPLE)), precision, [padded([ids]) for ids in read(calibration)]
     )
 
+    width = forward(padded(read(EXAMPLE))).shape[1]
+
     def encode(texts: Sequence[str], batch_size: int) -> NDArray[np.float32]:
         token_ids = read(texts)
         order = sorted(range(len(texts)), key=lambda place: -len(token_ids[place]))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         vectors = [forward(padded([token_ids[place] for place in batch])) for batch in batches]
-        return np.concatenate(vectors)[np.argsort(order)]
+        return np.concatenate(vectors)[np.argsort(order)] if vectors else np.zeros((0, width), np.float32)
 
     return encode
 

@@ -24,9 +24,9 @@ LAYERS = [
     | {"engines", "first_token", "lora", "pair_head", "pooling", "token_vectors"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
-    | {"diagnostics"},
+    | {"diagnostics", "pricing"},
     {"pipeline"},
-    {"cli", "cli_methods", "cli_scores", "cli_synthesize", "server", "__main__"},
+    {"cli", "cli_methods", "cli_pricing", "cli_scores", "cli_synthesize", "server", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OF_KINDS = {"teachers", "students", "index"}

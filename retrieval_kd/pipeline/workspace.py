@@ -33,11 +33,17 @@ class Workspace:
     """A recipe, the folder of its results, and the score store it shares with other recipes.
 
     The folder holds one sub-folder a stage, each with a `manifest.json` that names the fingerprint
-    of all that went into it. The recipe is checked whole when the workspace is made.
+    of all that went into it. The recipe is checked whole when the workspace is made, and saved there unless
+    `dry`.
     """
 
     def __init__(
-        self, recipe: Path, folder: Path | None = None, store: Path | None = None, overrides: Sequence[str] = ()
+        self,
+        recipe: Path,
+        folder: Path | None = None,
+        store: Path | None = None,
+        overrides: Sequence[str] = (),
+        dry: bool = False,
     ) -> None:
         self.path = recipe
         self.recipe = load_recipe(recipe, overrides)
@@ -60,7 +66,8 @@ class Workspace:
         for live in self.recipe.live:
             options("students", live)
         options("index", self.recipe.index)
-        write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
+        if not dry:
+            write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
 
     @cached_property
     def collection(self) -> Collection:

@@ -62,6 +62,8 @@ class BiEncoder:
         # Vectors that leave a Normalize module need no second normalisation.
         self._cosine = towers.model.similarity_fn_name == "cosine" and not towers.normalized
         self._describe = cache(lambda side: describe(towers.side(side), precision))  # weights are hashed once
+        # One tower for both sides is compiled once, unless each side calibrates it.
+        self._compiles = "both" if towers.query is towers.document and precision != "int8" else "each"
         self._compiled = cache(lambda side: compile_tower(towers.side(side), precision, self._calibration[side]))
 
     @property
@@ -80,7 +82,7 @@ class BiEncoder:
         if self.engine == "torch":
             vectors = embed(self.towers, texts, side, self.precision, self.batch_size)
         else:
-            vectors = self._compiled(side)(texts, self.batch_size)
+            vectors = self._compiled("document" if self._compiles == "both" else side)(texts, self.batch_size)
         if self._cosine:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -41,7 +41,7 @@ class Options(Table):
     document_prompt: str = ""
     engine: Engine = "torch"
     precision: EnginePrecision = "fp32"  # int8: OpenVINO alone
-    batch_tokens: Positive | None = None  # padding included; absent: 4,096 on a CPU, 131,072 on a GPU
+    batch_tokens: Positive | None = None  # padding included; absent: 1,024 on a CPU, 131,072 on a GPU
 
     @model_validator(mode="after")
     def _engine_can(self) -> Options:
@@ -63,7 +63,7 @@ class CrossEncoder:
         )
         on_gpu = options.engine == "torch" and torch.cuda.is_available()
         self._device = torch.device("cuda" if on_gpu else "cpu")
-        self._batch_tokens = options.batch_tokens or (2**17 if on_gpu else 4096)
+        self._batch_tokens = options.batch_tokens or (2**17 if on_gpu else 1024)
 
     @cached_property
     def _loaded(self) -> tuple[Any, str]:
@@ -109,9 +109,11 @@ class CrossEncoder:
     def _tokenize(self, queries: Sequence[str], documents: Sequence[str]) -> dict[str, list[list[int]]]:
         if not len(queries):
             return {"input_ids": []}
-        return dict(self._tokenizer(list(queries), list(documents), truncation=True, max_length=self.options.max_length))
+        return dict(
+            self._tokenizer(list(queries), list(documents), truncation=True, max_length=self.options.max_length)
+        )
 
-    def _pad(self, tokens: dict[str, list[list[int]]], places: Sequence[int]) -> dict[str, Tensor]:
+    def _pad(self, tokens: dict[str, list[list[int]]], places: Iterable[int]) -> dict[str, Tensor]:
         batch = {name: [lists[place] for place in places] for name, lists in tokens.items()}
         return dict(self._tokenizer.pad(batch, return_tensors="pt"))
 
