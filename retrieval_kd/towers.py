@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
@@ -14,13 +14,15 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module, Normalize, Router
 from torch import Tensor, nn
 
+from retrieval_kd.engines import EnginePrecision, compile_module
 from retrieval_kd.gather import encode_sorted
-from retrieval_kd.tables import Precision
 from retrieval_kd.types import InputError
 from retrieval_kd.weights import hash_weights, locate_model
 
 Side = Literal["query", "document"]
 SIDES: tuple[Side, Side] = ("query", "document")
+Encode = Callable[[Sequence[str], int], NDArray[np.float32]]
+EXAMPLE = ("a text of a few words", "another")  # what a graph is traced with
 
 
 class Reading(Protocol):
@@ -73,12 +75,14 @@ def load_towers(
     max_length: int | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
+    form: Any = SentenceTransformer,
 ) -> Towers:
     """Load a Sentence Transformers model, or any transformer (mean pooling), as two towers.
 
-    `max_length` is in tokens and can only shorten. Prompts default to those saved with the model.
+    `max_length` is in tokens and can only shorten. Prompts default to those saved with the model. `form` is the class
+    of Sentence Transformers that the model is.
     """
-    model: Any = SentenceTransformer(str(locate_model(name, revision)), device="cpu", local_files_only=True)
+    model: Any = form(str(locate_model(name, revision)), device="cpu", local_files_only=True)
     model.eval()
     modules: list[Any] = list(model)
     if isinstance(modules[0], Router):
@@ -93,6 +97,8 @@ def load_towers(
     for reader in readers:
         if max_length is not None:
             reader.max_seq_length = min(max_length, reader.max_seq_length or max_length)
+            if not hasattr(reader, "auto_model"):  # static embeddings go by their tokenizer's
+                reader.tokenizer.model_max_length = reader.max_seq_length
     prompts = model.prompts
     return Towers(
         model,
@@ -103,7 +109,7 @@ def load_towers(
     )
 
 
-def describe(modules: nn.ModuleList, precision: Precision) -> dict[str, Any]:
+def describe(modules: nn.ModuleList, precision: str) -> dict[str, Any]:
     """What decides a tower's vectors: kinds of modules, their settings, a hash of their weights."""
     return {
         "modules": [_settings(module) for module in modules],
@@ -126,7 +132,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 
 def embed(
-    towers: Towers, texts: Sequence[str], side: Side, precision: Precision, batch_size: int = 32
+    towers: Towers, texts: Sequence[str], side: Side, precision: str, batch_size: int = 32
 ) -> NDArray[np.float32]:
     """Encode rendered texts (the prompt is part of them): (n, D) float32, in the order given."""
     with autocast(precision):
@@ -141,7 +147,52 @@ def embed(
     return np.asarray(vectors, np.float32)
 
 
-def autocast(precision: Precision, device: str = "cpu") -> Any:
+def compile_tower(modules: nn.ModuleList, precision: EnginePrecision, calibration: Sequence[str] = ()) -> Encode:
+    """Compile one tower with OpenVINO: a function from rendered texts to vectors (n, D), `batch_size` texts at a time.
+
+    Texts of similar length share a batch. An int8 tower is calibrated on the texts of `calibration`. Raises InputError
+    for a tower that is no transformer with pooling.
+    """
+    first: Any = modules[0]
+    if not hasattr(first, "auto_model"):
+        raise InputError(f'engine = "openvino" runs transformers; this tower begins with {type(first).__name__}.')
+    pad_id = first.tokenizer.pad_token_id or 0
+
+    def padded(token_ids: Sequence[list[int]]) -> dict[str, Any]:
+        return pad([np.array(ids, np.int32) for ids in token_ids], pad_id, torch.device("cpu"))
+
+    def read(texts: Sequence[str]) -> list[list[int]]:
+        return tokenize(modules, texts) if texts else []
+
+    forward = compile_module(
+        _Tower(modules), padded(read(EXAMPLE)), precision, [padded([ids]) for ids in read(calibration)]
+    )
+
+    width = forward(padded(read(EXAMPLE))).shape[1]
+
+    def encode(texts: Sequence[str], batch_size: int) -> NDArray[np.float32]:
+        token_ids = read(texts)
+        order = sorted(range(len(texts)), key=lambda place: -len(token_ids[place]))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        vectors = [forward(padded([token_ids[place] for place in batch])) for batch in batches]
+        return np.concatenate(vectors)[np.argsort(order)] if vectors else np.zeros((0, width), np.float32)
+
+    return encode
+
+
+class _Tower(nn.Module):
+    """A tower as one function of token ids and mask, both (B, L), to vectors (B, D)."""
+
+    def __init__(self, modules: nn.ModuleList) -> None:
+        super().__init__()
+        self.steps = modules
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        first: Any = self.steps[0]
+        return _vectors(self.steps, first({"input_ids": input_ids, "attention_mask": attention_mask}))
+
+
+def autocast(precision: str, device: str = "cpu") -> Any:
     """A context in which matrix products run in `precision`."""
     return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
 
@@ -193,3 +244,9 @@ def tokenize(modules: nn.ModuleList, texts: Sequence[str]) -> list[list[int]]:
     first: Any = modules[0]
     encoded = first.tokenizer(list(texts), truncation=True, max_length=first.max_seq_length)
     return cast(list[list[int]], encoded["input_ids"])
+
+
+def count_tokens(towers: Towers, queries: Sequence[str], documents: Sequence[str]) -> int:
+    """Tokens of the distinct queries and of the distinct documents, as their towers read them."""
+    texts: dict[Side, list[str]] = {"query": list(dict.fromkeys(queries)), "document": list(dict.fromkeys(documents))}
+    return sum(len(ids) for side in SIDES if texts[side] for ids in tokenize(towers.side(side), texts[side]))

@@ -21,12 +21,12 @@ LAYERS = [
     {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"}
     | {"prompts", "backward"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
-    | {"lora", "pair_head", "pooling", "token_vectors"}
+    | {"engines", "first_token", "lora", "pair_head", "pooling", "token_vectors"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
-    | {"diagnostics", "answers", "workers", "cluster"},
+    | {"diagnostics", "answers", "workers", "cluster", "pricing"},
     {"pipeline"},
-    {"cli", "cli_methods", "cli_scores", "cli_synthesize", "server", "__main__"},
+    {"cli", "cli_methods", "cli_pricing", "cli_scores", "cli_synthesize", "server", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OF_KINDS = {"teachers", "students", "index"}

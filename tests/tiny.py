@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
 from retrieval_kd.types import Collection
 
@@ -95,6 +95,17 @@ def tiny_sentence_transformer(
     if normalize:
         modules.append(Normalize())
     return SentenceTransformer(modules=modules, device="cpu").eval()
+
+
+def tiny_splade(folder: Path, *, seed: int = 0) -> Path:
+    """A masked language model with seeded weights, in a folder, some of whose logits are above 0."""
+    tower = tiny_sentence_transformer(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BertForMaskedLM(BertConfig.from_pretrained(folder))
+    model.save_pretrained(folder)
+    tower.tokenizer.save_pretrained(folder)
+    return folder
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

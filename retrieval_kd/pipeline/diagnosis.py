@@ -31,7 +31,7 @@ from retrieval_kd.diagnostics.teachers import (
 )
 from retrieval_kd.files import read_json
 from retrieval_kd.store.keys import text_keys
-from retrieval_kd.store.operations import database
+from retrieval_kd.store.lookup import database
 from retrieval_kd.store.store import Store
 from retrieval_kd.types import Collection, Hits, InputError, Queries
 

@@ -34,11 +34,17 @@ class Workspace:
     """A recipe, the folder of its results, and the score store it shares with other recipes.
 
     The folder holds one sub-folder a stage, each with a `manifest.json` that names the fingerprint
-    of all that went into it. The recipe is checked whole when the workspace is made.
+    of all that went into it. The recipe is checked whole when the workspace is made, and saved there unless
+    `dry`.
     """
 
     def __init__(
-        self, recipe: Path, folder: Path | None = None, store: Path | None = None, overrides: Sequence[str] = ()
+        self,
+        recipe: Path,
+        folder: Path | None = None,
+        store: Path | None = None,
+        overrides: Sequence[str] = (),
+        dry: bool = False,
     ) -> None:
         self.path = recipe
         self.recipe = load_recipe(recipe, overrides)
@@ -63,7 +69,8 @@ class Workspace:
         for live in self.recipe.live:
             options("students", live)
         options("index", self.recipe.index)
-        write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
+        if not dry:
+            write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
 
     @cached_property
     def collection(self) -> Collection:
@@ -172,8 +179,12 @@ class Workspace:
         """The other processes that the teacher `name` is asked in, if there are to be any."""
         if self.cluster is None and (self.processes or 1) == 1:
             return None
-        nothing = Collection(self.collection.name, [], [], {})  # a teacher that needs more is asked in this process
-        return Crew(partial(load_teacher, self._components[name], nothing), self.processes, self.cluster)
+        component = self._components[name]
+        if getattr(component, "precision", None) == "int8":  # calibrated on documents
+            collection = self.read_by(self.renders[name])
+        else:  # a teacher that needs more is asked in this process
+            collection = Collection(self.collection.name, [], [], {})
+        return Crew(partial(load_teacher, component, collection), self.processes, self.cluster)
 
     @property
     def renders(self) -> dict[str, Rendering]:

@@ -6,7 +6,8 @@ the dot product of vectors is an Embedder, whose vectors are kept and never comp
 that has its judgements from elsewhere is an Archive.
 
 One that compares documents with one another is a PairJudge or a ListJudge: its preferences or rankings are kept,
-and scores are made of them anew each time. One that costs tokens or money is Metered.
+and scores are made of them anew each time. One that costs tokens or money is Metered; one that can say how many
+tokens it would read is a Reader.
 """
 
 from __future__ import annotations
@@ -125,6 +126,15 @@ class Metered(Protocol):
 
     usage: Usage
     chunk: int  # questions that it is best given at once: few enough to lose if the run is killed
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Reads tokens here, and can say how many without any other work."""
+
+    def count_tokens(self, queries: Sequence[str], documents: Sequence[str]) -> int:
+        """Tokens that `score` would read of these rendered texts; who reads texts one by one reads equal ones once."""
+        ...
 
 
 def scored_as(teacher: Teacher) -> list[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from retrieval_kd.pair_head import PairHead, load_head, load_pair_encoder
 from retrieval_kd.tables import Positive, Precision, Table
-from retrieval_kd.towers import Side, Towers, describe, embed
+from retrieval_kd.towers import Side, Towers, count_tokens, describe, embed
 from retrieval_kd.types import Collection
 from retrieval_kd.weights import hash_weights, locate_model
 
@@ -47,6 +47,9 @@ class PairHeadScorer:
 
     def render(self, texts: Sequence[str], side: Side) -> list[str]:
         return self.towers.render(texts, side)
+
+    def count_tokens(self, queries: Sequence[str], documents: Sequence[str]) -> int:
+        return count_tokens(self.towers, queries, documents)
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> NDArray[np.float32]:
         """Scores of pairs; every distinct text is encoded once."""
