@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from retrieval_kd.candidates import Candidates, merge
@@ -98,22 +99,28 @@ def score(workspace: Workspace) -> None:
         identities = {name: scored_as(teacher) for name, teacher in workspace.teachers.items()}
 
         def work(folder: Path, split: Split = split, hits: Hits = hits) -> dict[str, Any]:
-            grids = score_candidates(workspace, split, hits)
-            np.save(folder / "scores.npy", grids)
+            grids = score_candidates(workspace, split, hits, folder / "scores.npy")
             return {"teachers": list(workspace.teachers), "pairs": int(hits.valid.sum()) * len(grids)}
 
         texts = workspace.fingerprint_texts("documents", split, renders=list(workspace.renders.values()))
         workspace.make(f"scores/{split}", [manifest["key"], identities, texts], work)
 
 
-def score_candidates(workspace: Workspace, split: Split, hits: Hits) -> NDArray[np.float32]:
-    """Scores (T, Q, K) of every teacher; T may be 0, since a recipe may learn from labels alone."""
-    grids = []
-    for name, teacher in workspace.teachers.items():
+def score_candidates(workspace: Workspace, split: Split, hits: Hits, path: Path | None = None) -> NDArray[np.float32]:
+    """Scores (T, Q, K) of every teacher; T may be 0, since a recipe may learn from labels alone.
+
+    With `path` they are in that file, memory-mapped.
+    """
+    shape = (len(workspace.teachers), *hits.rows.shape)
+    mapped = path if all(shape) else None  # nothing cannot be mapped
+    grids = open_memmap(mapped, "w+", np.float32, shape) if mapped else np.empty(shape, np.float32)
+    for grid, (name, teacher) in zip(grids, workspace.teachers.items(), strict=True):
         queries = workspace.query_texts(split, workspace.renders[name])
         documents = workspace.document_texts(workspace.renders[name])
-        grids.append(fill_scores(workspace.store, name, teacher, queries, documents, hits, workspace.crew(name)))
-    return np.stack(grids) if grids else np.zeros((0, *hits.rows.shape), np.float32)
+        fill_scores(workspace.store, name, teacher, queries, documents, hits, workspace.crew(name), grid)
+    if path and not mapped:
+        np.save(path, grids)
+    return grids
 
 
 def index(workspace: Workspace) -> None:

@@ -195,7 +195,7 @@ def make_trainset(workspace: Workspace) -> dict[str, Any]:
         hits = scores = None
         if workspace.needs.sources:
             hits = Candidates.load(workspace.folder / "candidates/train").hits
-            scores = np.load(workspace.folder / "scores/train/scores.npy")
+            scores = np.load(workspace.folder / "scores/train/scores.npy", mmap_mode="r")
         return _write_trainset(workspace, folder, hits, scores)
 
     return workspace.make("trainset", [scored, *_trainset_inputs(workspace)], work)
