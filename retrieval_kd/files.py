@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import math
+import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -14,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval_kd.types import Hits, InputError
+
+PIECE_BYTES = 2**24  # of an array that is written
+PIECE = 2**10  # rows of an array that are touched at once: each may bring 64 KiB of its file into memory
 
 
 @contextmanager
@@ -132,10 +137,43 @@ def size_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
 
 
+def forget(array: NDArray[Any]) -> None:
+    """Give back the memory that a memory-mapped array takes; its pages are read again when they are needed."""
+    if isinstance(array, np.memmap) and array.mode in ("r", "r+", "w+"):
+        array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
+
+def pick(array: NDArray[Any], places: NDArray[np.int64]) -> NDArray[Any]:
+    """`array[places]`; of a memory-mapped array, little of the file is in memory at any time."""
+    found = np.empty((len(places), *array.shape[1:]), array.dtype)
+    for start in range(0, len(places), PIECE):
+        found[start : start + PIECE] = array[places[start : start + PIECE]]
+        forget(array)
+    return found
+
+
+def put(array: NDArray[Any], places: NDArray[np.int64], values: NDArray[Any]) -> None:
+    """`array[places] = values`; of a memory-mapped array, little of the file is in memory at any time."""
+    for start in range(0, len(places), PIECE):
+        array[places[start : start + PIECE]] = values[start : start + PIECE]
+        forget(array)
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write `array` as .npy, a piece at a time, so that a memory-mapped one need not fit into memory."""
+    with path.open("wb") as file:
+        header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        step = max(1, PIECE_BYTES // max(1, array[:1].nbytes))
+        for start in range(0, len(array), step):
+            file.write(np.ascontiguousarray(array[start : start + step]).data)
+            forget(array)
+
+
 def save_hits(folder: Path, hits: Hits) -> None:
     """Write `rows.npy` and `scores.npy` into an existing folder."""
-    np.save(folder / "rows.npy", hits.rows)
-    np.save(folder / "scores.npy", hits.scores)
+    save_array(folder / "rows.npy", hits.rows)
+    save_array(folder / "scores.npy", hits.scores)
 
 
 def load_hits(folder: Path) -> Hits:

@@ -31,8 +31,9 @@ def fill_scores(
     documents: Sequence[str],
     hits: Hits,
     crew: Crew | None = None,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Score all pairs of `hits` that the teacher's store lacks, and return every score.
+    """Score all pairs of `hits` that the teacher's store lacks, and return every score, in `out` if it is given.
 
     Shapes: hits (Q, K) to scores (Q, K) float32; -inf where there is no candidate, NaN where
     the teacher gave no answer. An Embedder's pairs are dot products of its stored vectors; an
@@ -40,21 +41,23 @@ def fill_scores(
     The scores of a judge that compares documents are those of `judgements`.
     A `crew` works for a teacher that another process can make: not for those that are metered, or hold a collection.
     """
+    grid = np.empty(hits.rows.shape, np.float32) if out is None else out
     if isinstance(teacher, PairJudge):
-        return fill_preferences(root, name, teacher, queries, documents, hits)
+        grid[:] = fill_preferences(root, name, teacher, queries, documents, hits)
+        return grid
     if isinstance(teacher, ListJudge):
-        return fill_rankings(root, name, teacher, queries, documents, hits)
+        grid[:] = fill_rankings(root, name, teacher, queries, documents, hits)
+        return grid
     if isinstance(teacher, Archive | Metered | Retriever):
         crew = None
     texts = teacher.render(queries, "query"), teacher.render(documents, "document")
     keys = text_keys(texts[0]), text_keys(texts[1])
     store = Store.open(root, name, teacher.identity)
-    query_of, place = np.nonzero(hits.valid)  # (P,) each
-    pairs = np.stack([query_of, hits.rows[query_of, place]], axis=1)
-    missing = _missing(store, keys, pairs)
-    if len(missing):
+    places = store.find_grid(keys[0][: len(hits)], keys[1], hits.rows, grid)
+    if len(places):
+        pairs = np.stack([places[:, 0], hits.rows[places[:, 0], places[:, 1]]], axis=1)
         with store.alone(name) as lock:
-            missing = _missing(store, keys, missing)
+            missing = _missing(store, keys, pairs)
             if isinstance(teacher, Archive) and len(missing):
                 counts = teacher.read_into(store)
                 say(f"{name}: {', '.join(f'{what} {n:,}' for what, n in counts.items() if n) or 'nothing new'}")
@@ -64,9 +67,7 @@ def fill_scores(
                     _multiply(root, name, teacher, (queries, documents), store, keys, missing, crew)
                 else:
                     work_through(store, name, teacher, Work("score", texts, keys, missing), lock, crew)
-    scores, _ = store.find_scores(keys[0][pairs[:, 0]], keys[1][pairs[:, 1]])
-    grid = np.full(hits.rows.shape, -np.inf, np.float32)
-    grid[query_of, place] = scores
+        grid[places[:, 0], places[:, 1]], _ = store.find_scores(keys[0][pairs[:, 0]], keys[1][pairs[:, 1]])
     return grid
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.files import read_json, write_json
+from retrieval_kd.files import forget, read_json, save_array, write_json
 from retrieval_kd.types import Hits
 
 SIDES = ("query", "document")
@@ -82,8 +82,8 @@ class TrainSet:
         for name, tokens in sides.items():
             if tokens is not None:
                 (folder / name).mkdir(parents=True)
-                np.save(folder / name / "ids.npy", tokens.ids)
-                np.save(folder / name / "starts.npy", tokens.starts)
+                save_array(folder / name / "ids.npy", tokens.ids)
+                save_array(folder / name / "starts.npy", tokens.starts)
         arrays: dict[str, NDArray[Any] | None] = {name: getattr(self, name) for name in _ARRAYS}
         if self.hits is not None:
             arrays |= {"rows": self.hits.rows, "hit_scores": self.hits.scores}
@@ -91,7 +91,7 @@ class TrainSet:
         arrays |= {f"document_vectors-{name}": vectors for name, vectors in self.document_vectors.items()}
         for name, array in arrays.items():
             if array is not None:
-                np.save(folder / f"{name}.npy", array)
+                save_array(folder / f"{name}.npy", array)
         write_json(folder / "teachers.json", list(self.teachers))
         if self.sources:
             write_json(folder / "sources.json", list(self.sources))
@@ -140,5 +140,8 @@ def mark_positives(hits: Hits, qrels: Sequence[Mapping[int, int]]) -> NDArray[np
     positive = np.zeros(hits.rows.shape, bool)
     for number, grades in enumerate(qrels):
         relevant = [row for row, grade in grades.items() if grade > 0]
-        positive[number] = np.isin(hits.rows[number], relevant)
+        if relevant:
+            positive[number] = np.isin(hits.rows[number], relevant)
+        if number % 2**14 == 0:
+            forget(hits.rows)
     return positive

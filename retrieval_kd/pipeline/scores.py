@@ -24,7 +24,7 @@ from retrieval_kd.layouts import Record, find_writer
 from retrieval_kd.layouts._columns import pairs_of, write_columns
 from retrieval_kd.layouts.pairs import SCHEMA as PAIRS
 from retrieval_kd.store.keys import text_keys
-from retrieval_kd.store.lookup import database
+from retrieval_kd.store.lookup import BLOCK, database, show
 from retrieval_kd.store.parts import Kind
 from retrieval_kd.store.store import Store
 from retrieval_kd.tables import Component, kind_module
@@ -135,8 +135,8 @@ def stored_records(source: Source, kinds: Sequence[Kind] = JUDGED) -> Iterator[R
 def _records(source: Source, kinds: Sequence[Kind]) -> Iterator[Record]:
     queries, collection = source.queries, source.collection
     keys = {
-        "queries": text_keys([source.query_prompt + text for text in queries.texts]),
-        "documents": text_keys([source.document_prompt + text for text in collection.documents]),
+        "queries": text_keys(source.query_prompt + text for text in queries.texts),
+        "documents": text_keys(source.document_prompt + text for text in collection.documents),
     }
     rows_of: dict[int, list[int]] = {}
     for row, key in enumerate(keys["documents"]) if "rankings" in kinds else ():
@@ -149,15 +149,32 @@ def _records(source: Source, kinds: Sequence[Kind]) -> Iterator[Record]:
 
 
 def _rows(store: Store, kind: Kind, keys: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    with database(store.parts(kind)) as connection:
+    """The judgements of one kind, by query: of so many queries at once that their rows fit into memory."""
+    with database([]) as connection:
         for name, column in keys.items():
-            connection.register(f"{name}_arrow", pa.table({"key": column, "row": np.arange(len(column))}))
-            connection.execute(f"create temp table {name} as from {name}_arrow")
-        try:
-            for batch in connection.sql(ROWS[kind]).to_arrow_reader(2**14):
+            table = pa.table({"key": column, "row": np.arange(len(column), dtype=np.int32)})
+            connection.register("given", table)
+            connection.execute(f"create temp table all_{name} as from given")
+        connection.execute("create temp view documents as from all_documents")
+
+        def ask(query: str) -> pa.Table:
+            def answer(parts: Sequence[Path]) -> pa.Table:
+                show(connection, parts)
+                return connection.sql(query).to_arrow_table()
+
+            try:
+                return store.read(kind, answer)
+            except duckdb.Error as error:
+                raise InputError(f"{store.folder} cannot be read: {error}; run `rkd scores verify` on it.") from error
+
+        count = len(keys["queries"])
+        rows = ask("select count(*) from parts where query_key in (select key from all_queries)")[0][0].as_py()
+        step = max(1, count * BLOCK // max(1, rows))
+        for start in range(0, count, step):
+            some = f"from all_queries where row >= {start} and row < {start + step}"
+            connection.execute(f"create or replace temp view queries as {some}")
+            for batch in ask(ROWS[kind]).to_batches(2**14):
                 yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
-        except duckdb.Error as error:
-            raise InputError(f"{store.folder} cannot be read: {error}; run `rkd scores verify` on it.") from error
 
 
 def _record(source: Source, query: int, rows: list[tuple[Any, ...]], rows_of: dict[int, list[int]]) -> Record:

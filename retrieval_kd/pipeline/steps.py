@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from retrieval_kd.candidates import Candidates, merge, provenance
@@ -118,27 +119,31 @@ def score_splits(workspace: Workspace, splits: Sequence[Split]) -> None:
         identities = {name: scored_as(teacher) for name, teacher in workspace.teachers.items()}
 
         def work(folder: Path, split: Split = split, hits: Hits = hits) -> dict[str, Any]:
-            grids, asked = score_candidates(workspace, split, hits)
-            np.save(folder / "scores.npy", grids)
+            grids, asked = score_candidates(workspace, split, hits, folder / "scores.npy")
             return {"teachers": list(workspace.teachers), "pairs": int(hits.valid.sum()) * len(grids), "asked": asked}
 
         texts = workspace.fingerprint_texts("documents", split, renders=list(workspace.renders.values()))
         workspace.make(f"scores/{split}", [manifest["key"], identities, texts], work)
 
 
-def score_candidates(workspace: Workspace, split: Split, hits: Hits) -> tuple[NDArray[np.float32], int]:
+def score_candidates(
+    workspace: Workspace, split: Split, hits: Hits, path: Path | None = None
+) -> tuple[NDArray[np.float32], int]:
     """Scores (T, Q, K) of every teacher, and how many questions were put to them, the stores having the other answers.
 
-    T may be 0, since a recipe may learn from labels alone.
+    T may be 0, since a recipe may learn from labels alone. With `path` the scores are in that file, memory-mapped.
     """
     before = _asked(workspace)
-    grids = []
-    for name, teacher in workspace.teachers.items():
+    shape = (len(workspace.teachers), *hits.rows.shape)
+    mapped = path if all(shape) else None  # nothing cannot be mapped
+    grids = open_memmap(mapped, "w+", np.float32, shape) if mapped else np.empty(shape, np.float32)
+    for grid, (name, teacher) in zip(grids, workspace.teachers.items(), strict=True):
         queries = workspace.query_texts(split, workspace.renders[name])
         documents = workspace.document_texts(workspace.renders[name])
-        grids.append(fill_scores(workspace.store, name, teacher, queries, documents, hits, workspace.crew(name)))
-    scores = np.stack(grids) if grids else np.zeros((0, *hits.rows.shape), np.float32)
-    return scores, _asked(workspace) - before
+        fill_scores(workspace.store, name, teacher, queries, documents, hits, workspace.crew(name), grid)
+    if path and not mapped:
+        np.save(path, grids)
+    return grids, _asked(workspace) - before
 
 
 def _asked(workspace: Workspace) -> int:

@@ -207,7 +207,7 @@ def make_trainset(workspace: Workspace) -> dict[str, Any]:
         if not workspace.needs.sources:
             return _write_trainset(workspace, folder)
         found = Candidates.load(workspace.folder / "candidates/train")
-        scores = np.load(workspace.folder / "scores/train/scores.npy")
+        scores = np.load(workspace.folder / "scores/train/scores.npy", mmap_mode="r")
         return _write_trainset(workspace, folder, found, list(workspace.named_sources), scores)
 
     return workspace.make("trainset", [scored, *_trainset_inputs(workspace)], work)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def text_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
+def text_keys(texts: Iterable[str]) -> NDArray[np.uint64]:
     """The 64-bit blake2b hash of each text, as the teacher reads it (prompt and title included).
 
     Shapes: returns (n,) uint64. Two of 100 million texts share a key with a probability of 0.03%.
     """
-    hashes = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts]
-    return np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)
+    keys = bytearray()
+    for text in texts:
+        keys += hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return np.frombuffer(keys, dtype="<u8").astype(np.uint64)

@@ -33,8 +33,8 @@ def _inherit(passed: Any) -> Lock:
 
 
 @contextmanager
-def hold(path: Path, who: str) -> Iterator[Lock]:
-    """Hold the lock file `path`, which is made if it is not there; says that it waits for `who`, where it does.
+def hold(path: Path, waiting: str) -> Iterator[Lock]:
+    """Hold the lock file `path`, which is made if it is not there; says `waiting` where another holds it.
 
     Raises InputError on a file system without locks.
     """
@@ -43,7 +43,7 @@ def hold(path: Path, who: str) -> Iterator[Lock]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"{who}: another run asks this teacher; waiting until it has ended, so that nothing is paid for twice")
+            say(waiting)
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
             raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import duckdb
@@ -16,12 +17,15 @@ from numpy.typing import NDArray
 from retrieval_kd.store.parts import Kind, check_part, embedding_width, open_part, reading, schema_of, vectors_of
 from retrieval_kd.types import InputError
 
-MEMORY_LIMIT = "800MB"  # of DuckDB; beyond it, it works from a temporary folder
+MEMORY_LIMIT = "400MB"  # of DuckDB; beyond it, it works from a temporary folder
+BLOCK = 2**21  # rows that are looked at or wanted at once
 
-# Sorting out the queries first makes the join three times as fast: pairs are wanted query by query.
+# Sorting out the queries first makes the join three times as fast: pairs are wanted query by query. Their
+# range is cheaper still where they are neighbours, as in `find_grid`.
 FIND = """
     select position, score
-    from (from parts where query_key in (select q from wanted)) join wanted on query_key = q and document_key = d
+    from (from parts where query_key between $1 and $2 and query_key in (select q from wanted))
+    join wanted on query_key = q and document_key = d
 """
 
 
@@ -31,11 +35,16 @@ def database(parts: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
     with tempfile.TemporaryDirectory(prefix="rkd-") as scratch, duckdb.connect() as connection:
         connection.execute("set memory_limit = $1", [MEMORY_LIMIT])
         connection.execute("set temp_directory = $1", [scratch])
-        if parts:
-            files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in parts)
-            source = f"read_parquet([{files}], filename = true, file_row_number = true, hive_partitioning = false)"
-            connection.execute(f"create view parts as from {source}")
+        show(connection, parts)
         yield connection
+
+
+def show(connection: duckdb.DuckDBPyConnection, parts: Sequence[Path]) -> None:
+    """Make the view `parts` that of these parts, unless there are none."""
+    if parts:
+        files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in parts)
+        source = f"read_parquet([{files}], filename = true, file_row_number = true, hive_partitioning = false)"
+        connection.execute(f"create or replace view parts as from {source}")
 
 
 def find_pairs(
@@ -55,12 +64,22 @@ def find_pairs(
             connection.register("wanted_arrow", wanted)
             # A table rather than the Arrow data: the planner then knows that it is the small side.
             connection.execute("create temp table wanted as from wanted_arrow")
-            answer = connection.execute(FIND).fetchnumpy()
+            ends = [int(query_keys.min()), int(query_keys.max())]
+            answer = connection.execute(FIND, ends).fetchnumpy()
     except duckdb.Error:
         for path in parts:
             check_part(path, "scores")  # names the part at fault, if one is
         raise
     return answer["position"], answer["score"]
+
+
+def key_ranges(rows: int) -> list[tuple[int, int]]:
+    """Ranges (first, last) of keys that together hold every key, and each about BLOCK of so many rows.
+
+    Keys are hashes, so that equal ranges hold about as many.
+    """
+    edges = [place * 2**64 // max(1, -(-rows // BLOCK)) for place in range(max(1, -(-rows // BLOCK)) + 1)]
+    return [(start, end - 1) for start, end in pairwise(edges)]
 
 
 def find_rows(parts: Sequence[Path], kind: Kind, query_keys: NDArray[np.uint64] | None) -> pa.Table:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -17,7 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retrieval_kd.files import atomic, fingerprint, read_json, read_lines, size_bytes
-from retrieval_kd.store.lookup import database
+from retrieval_kd.store.locks import hold
+from retrieval_kd.store.lookup import database, key_ranges
 from retrieval_kd.store.parts import (
     Kind,
     check_part,
@@ -32,7 +34,7 @@ from retrieval_kd.store.store import Store
 from retrieval_kd.types import InputError
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-PART_BYTES = 2**27  # of a compacted part, before compression
+PART_BYTES = 2**26  # of a compacted part, before compression
 # Rows with equal values in these columns are one judgement that stands twice.
 SAME: dict[Kind, str] = {
     "scores": "query_key, document_key",
@@ -40,13 +42,13 @@ SAME: dict[Kind, str] = {
     "rankings": "query_key, document_keys",
     "embeddings": "text_key",
 }
-# Each judgement once. Of a pair's scores the lower, NaN being the highest: what find_scores gives.
-# Of answers that differ all stay, the older first. The names of parts begin with their time.
+# Each judgement of a range of keys once. Of a pair's scores the lower, NaN being the highest: what find_scores
+# gives. Of answers that differ all stay, the older first. The names of parts begin with their time.
 ONCE: dict[Kind, str] = {
-    "scores": "select query_key, document_key, min(score) as score from parts group by all order by all",
-    "preferences": "select query_key, first_key, second_key, probability from parts group by all "
+    "scores": "select query_key, document_key, min(score) as score from parts where {range} group by all order by all",
+    "preferences": "select query_key, first_key, second_key, probability from parts where {range} group by all "
     "order by query_key, first_key, second_key, min((filename, file_row_number))",
-    "rankings": "select query_key, document_keys from parts group by all "
+    "rankings": "select query_key, document_keys from parts where {range} group by all "
     "order by query_key, min((filename, file_row_number))",
 }
 
@@ -84,13 +86,12 @@ def find_store(root: Path, teacher: str) -> Store:
 def summary(store: Store) -> dict[str, Any]:
     """What a store holds, from the footers of its parts; parts that have none are counted as `torn`."""
     rows: Counter[str] = Counter()
-    paths = [(kind, path) for kind in KINDS for path in store.parts(kind)]
-    for kind, path in paths:
-        try:
-            rows[kind] += count_rows(path, kind)
-        except InputError:
-            rows["torn"] += 1
-    written = max((path.stat().st_mtime for _, path in paths), default=None)
+    written: list[float] = []
+    for kind in KINDS:
+        counts, times = store.read(kind, partial(_footers, kind=kind))
+        rows[kind] = sum(count for count in counts if count is not None)
+        rows["torn"] += counts.count(None)
+        written += times
     return {
         "folder": store.folder.name,
         "teacher": read_json(store.folder / "teacher.json")["name"],
@@ -101,10 +102,21 @@ def summary(store: Store) -> dict[str, Any]:
         "rankings": rows["rankings"],
         "vectors": rows["embeddings"],
         "bytes": size_bytes(store.folder),
-        "parts": len(paths),
+        "parts": len(written),
         "torn": rows["torn"],
-        "written": None if written is None else datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds"),
+        "written": datetime.fromtimestamp(max(written), UTC).isoformat(timespec="seconds") if written else None,
     }
+
+
+def _footers(parts: Sequence[Path], kind: Kind) -> tuple[list[int | None], list[float]]:
+    """The rows of each part, None where it cannot be read, and when it was written."""
+    counts: list[int | None] = []
+    for path in parts:
+        try:
+            counts.append(count_rows(path, kind))
+        except InputError:
+            counts.append(None)
+    return counts, [path.stat().st_mtime for path in parts]
 
 
 @dataclass(frozen=True)
@@ -119,23 +131,27 @@ class Verdict:
 
 def verify(store: Store) -> Verdict:
     """Read every part through, its checksums and statistics too, and count the judgements that stand twice."""
-    torn: dict[Path, str] = {}
-    out_of_order: list[Path] = []
-    doubled: dict[str, int] = {}
-    count = 0
+    verdict = Verdict(0, {}, [], {})
     for kind in KINDS:
-        healthy = []
-        for path in store.parts(kind):
-            count += 1
-            problem, in_order = _inspect(path, kind)
-            if problem is None:
-                healthy.append(path)
-                out_of_order += [] if in_order else [path]
-            else:
-                torn[path] = problem
-        if healthy and (extra := _count_doubled(healthy, kind)):
-            doubled[kind] = extra
-    return Verdict(count, torn, out_of_order, doubled)
+        found = store.read(kind, partial(_verify, kind=kind))
+        verdict = Verdict(
+            verdict.parts + found.parts,
+            verdict.torn | found.torn,
+            verdict.unsorted + found.unsorted,
+            verdict.doubled | found.doubled,
+        )
+    return verdict
+
+
+def _verify(parts: Sequence[Path], kind: Kind) -> Verdict:
+    found = {path: _inspect(path, kind) for path in parts}
+    torn = {path: problem for path, (problem, _) in found.items() if problem is not None}
+    if gone := [path for path in torn if not path.exists()]:
+        raise FileNotFoundError(gone[0])  # by `compact`: all are looked at again
+    healthy = [path for path in parts if path not in torn]
+    extra = _count_doubled(healthy, kind) if healthy else 0
+    unsorted = [path for path in healthy if not found[path][1]]
+    return Verdict(len(parts), torn, unsorted, {kind: extra} if extra else {})
 
 
 def quarantine(part: Path) -> Path:
@@ -159,10 +175,15 @@ def compact(store: Store, kind: Kind) -> dict[str, int]:
 
     Kill it at any moment and nothing is lost: the old parts go only when the new ones are on disk.
     What stands twice then changes no answer, and the next `compact` takes it out. Other processes
-    may append meanwhile; let none read, for a part that it has listed may go. Memory: DuckDB's
-    limit and one part; for embeddings, one part and 24 bytes a vector.
+    may append and read meanwhile: who finds a listed part gone lists them again. Memory: DuckDB's
+    limit and two parts; for embeddings, one part and 24 bytes a vector.
     Returns the parts and rows before and after. Raises InputError when a part is torn.
     """
+    with hold(store.folder / ".compact", f"{store.folder.name}: another process compacts it; waiting"):
+        return _compact(store, kind)
+
+
+def _compact(store: Store, kind: Kind) -> dict[str, int]:
     old = store.parts(kind)
     for path in old:
         check_part(path, kind)  # as DuckDB would read a flipped bit without a word, and the original would go
@@ -217,20 +238,33 @@ def merge(into: Store, other: Store) -> dict[str, int]:
 
 def unknown_rows(store: Store, kind: Kind, table: pa.Table) -> pa.Table:
     """The rows of `table` that the store does not hold, each once; rows are one judgement as SAME says."""
-    parts = store.parts(kind)
-    with database(parts) as connection:
-        connection.register("given", table)
-        query = f"select distinct on ({SAME[kind]}) * from given"
-        if parts:
-            query = f"select * from ({query}) anti join parts using ({SAME[kind]})"
-        return connection.sql(query).to_arrow_table().cast(table.schema)
+
+    def unknown(parts: Sequence[Path]) -> pa.Table:
+        with database(parts) as connection:
+            connection.register("given", table)
+            query = f"select distinct on ({SAME[kind]}) * from given"
+            if parts:
+                query = f"select * from ({query}) anti join parts using ({SAME[kind]})"
+            return connection.sql(query).to_arrow_table().cast(table.schema)
+
+    return store.read(kind, unknown)
 
 
 def _count_doubled(parts: Sequence[Path], kind: Kind) -> int:
+    extra = 0
     with database(parts) as connection:
-        query = f"select coalesce(sum(n - 1), 0) from (select count(*) as n from parts group by {SAME[kind]})"
-        (extra,) = cast(tuple[int], connection.execute(query).fetchone())
-    return int(extra)
+        for keys in _ranges(parts, kind):
+            groups = f"select count(*) as n from parts where {keys} group by {SAME[kind]}"
+            query = f"select coalesce(sum(n - 1), 0) from ({groups})"
+            extra += int(cast(tuple[int], connection.execute(query).fetchone())[0])
+    return extra
+
+
+def _ranges(parts: Sequence[Path], kind: Kind) -> list[str]:
+    """Conditions on the first key, each of which holds for about as many rows as fit into memory."""
+    column = schema_of(kind).names[0]
+    ranges = key_ranges(sum(count_rows(path, kind) for path in parts))
+    return [f"{column} between {first}::ubigint and {last}::ubigint" for first, last in ranges]
 
 
 def _row_bytes(parts: Sequence[Path], kind: Kind) -> int:
@@ -252,14 +286,14 @@ def _once(parts: Sequence[Path], kind: Kind, size: int) -> Iterator[pa.Table]:
     schema = schema_of(kind)
     with database(parts) as connection:
         waiting: list[pa.Table] = []
-        for batch in connection.sql(ONCE[kind]).to_arrow_reader(2**17):
-            waiting.append(pa.Table.from_batches([batch]).cast(schema))
+        for keys in _ranges(parts, kind):
+            waiting.append(connection.sql(ONCE[kind].format(range=keys)).to_arrow_table().cast(schema))
             while sum(map(len, waiting)) >= size:
                 table = pa.concat_tables(waiting)
-                yield table[:size].combine_chunks()
+                yield table[:size]
                 waiting = [table[size:]]
         if sum(map(len, waiting)):
-            yield pa.concat_tables(waiting).combine_chunks()
+            yield pa.concat_tables(waiting)
 
 
 def _vectors_once(parts: Sequence[Path], size: int) -> Iterator[pa.Table]:
@@ -283,10 +317,10 @@ def _vectors_once(parts: Sequence[Path], size: int) -> Iterator[pa.Table]:
                 start += len(batch)
                 while sum(map(len, waiting)) >= size:
                     table = pa.concat_tables(waiting)
-                    yield table[:size].combine_chunks()
+                    yield table[:size]
                     waiting = [table[size:]]
     if sum(map(len, waiting)):
-        yield pa.concat_tables(waiting).combine_chunks()
+        yield pa.concat_tables(waiting)
 
 
 def _inspect(path: Path, kind: Kind) -> tuple[str | None, bool]:

@@ -7,7 +7,7 @@
       rankings/part-*.parquet     query_key, document_keys
       embeddings/part-*.parquet   text_key, vector
       ledger.jsonl                what each run cost
-      .lock                       held by the run that asks the teacher
+      .lock  .compact             held by the run that asks the teacher, or compacts
 
 Parts are written whole, under unique names, and never changed, so any number of processes may
 append and read at once, and a killed one loses at most the batch that it had in hand. Two that append
@@ -35,9 +35,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrieval_kd.files import fingerprint, read_json, read_lines, room, write_json
+from retrieval_kd.files import fingerprint, pick, put, read_json, read_lines, room, write_json
 from retrieval_kd.store.locks import Lock, hold
-from retrieval_kd.store.lookup import find_pairs, find_rows, find_vectors
+from retrieval_kd.store.lookup import BLOCK, find_pairs, find_rows, find_vectors
 from retrieval_kd.store.parts import Kind, count_rows, embedding_width, schema_of, write_part
 from retrieval_kd.types import InputError
 
@@ -92,6 +92,33 @@ class Store:
             found[position] = True
             np.fmin.at(scores, position, score)
         return scores, found
+
+    def find_grid(
+        self,
+        query_keys: Keys,
+        document_keys: Keys,
+        rows: NDArray[np.int32],
+        scores: NDArray[np.float32],
+    ) -> NDArray[np.int64]:
+        """Fill `scores` of candidate lists, and return the places (n, 2) of queries and ranks that have none.
+
+        What is filled is what `find_scores` gives, and -inf where there is no candidate. Queries are taken in the
+        order of their keys, a block at a time, so that memory is that of a block beside the arrays,
+        and nothing where these are memory-mapped. Shapes: query_keys (Q,), document_keys (N,), rows and scores (Q, K).
+        """
+        missing = [np.empty(0, np.int64)]
+        order, width = np.argsort(query_keys), max(1, rows.shape[1])
+        step = max(1, BLOCK // width)
+        for start in range(0, len(order), step):
+            block = np.sort(order[start : start + step])
+            wanted = pick(rows, block)  # (b, K)
+            query, rank = np.nonzero(wanted >= 0)
+            found = np.full(wanted.shape, -np.inf, np.float32)
+            values, known = self.find_scores(query_keys[block[query]], document_keys[wanted[query, rank]])
+            found[query, rank] = values
+            put(scores, block, found)
+            missing.append(block[query[~known]] * width + rank[~known])
+        return np.stack(np.divmod(np.sort(np.concatenate(missing)), width), axis=1)
 
     def append_scores(self, query_keys: Keys, document_keys: Keys, scores: NDArray[np.float32]) -> None:
         """Keep the scores of pairs, NaN for no answer; on disk when this returns.
@@ -151,7 +178,8 @@ class Store:
         Look inside what the store lacks, also if you have looked before. Reading needs no lock, nor does appending
         what has been paid for.
         """
-        return hold(self.folder / ".lock", name)
+        wait = "waiting until it has ended, so that nothing is paid for twice"
+        return hold(self.folder / ".lock", f"{name}: another run asks this teacher; {wait}")
 
     def parts(self, kind: Kind) -> list[Path]:
         """The files that hold the judgements of one kind, oldest first."""

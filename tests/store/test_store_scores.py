@@ -201,7 +201,7 @@ def test_a_part_that_cannot_be_read_is_named(tmp_path: Path, how: str, which: in
 def test_a_failure_without_a_part_at_fault_is_no_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.open(tmp_path, "ce", TEACHER)
     store.append_scores(keys(1), keys(2), np.ones(1, np.float32))
-    monkeypatch.setattr("retrieval_kd.store.lookup.FIND", "select error('disk full') from parts")
+    monkeypatch.setattr("retrieval_kd.store.lookup.FIND", "select error('disk full'), $1, $2 from parts")
     with pytest.raises(duckdb.Error, match="disk full"):
         store.find_scores(keys(1), keys(2))
 
