@@ -73,12 +73,14 @@ def load_towers(
     max_length: int | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
+    form: Any = SentenceTransformer,
 ) -> Towers:
     """Load a Sentence Transformers model, or any transformer (mean pooling), as two towers.
 
-    `max_length` is in tokens and can only shorten. Prompts default to those saved with the model.
+    `max_length` is in tokens and can only shorten. Prompts default to those saved with the model. `form` is the class
+    of Sentence Transformers that the model is.
     """
-    model: Any = SentenceTransformer(str(locate_model(name, revision)), device="cpu", local_files_only=True)
+    model: Any = form(str(locate_model(name, revision)), device="cpu", local_files_only=True)
     model.eval()
     modules: list[Any] = list(model)
     if isinstance(modules[0], Router):
@@ -93,6 +95,8 @@ def load_towers(
     for reader in readers:
         if max_length is not None:
             reader.max_seq_length = min(max_length, reader.max_seq_length or max_length)
+            if not hasattr(reader, "auto_model"):  # static embeddings go by their tokenizer's
+                reader.tokenizer.model_max_length = reader.max_seq_length
     prompts = model.prompts
     return Towers(
         model,
@@ -101,6 +105,24 @@ def load_towers(
         prompts.get("query") or "" if query_prompt is None else query_prompt,
         prompts.get("document") or "" if document_prompt is None else document_prompt,
     )
+
+
+def keep_layers(transformer: Any, layers: Sequence[int]) -> None:
+    """Keep only the given layers of a transformer, in the given order, and say so in its configuration."""
+    for path in ("encoder.layer", "transformer.layer", "layers", "encoder.layers", "h"):
+        owner: Any = transformer
+        *parents, last = path.split(".")
+        for name in parents:
+            owner = getattr(owner, name, None)
+        found = getattr(owner, last, None)
+        if isinstance(found, nn.ModuleList):
+            break
+    else:
+        raise InputError(f"{type(transformer).__name__} keeps its layers where `layers` cannot find them.")
+    if bad := [number for number in layers if not 0 <= number < len(found)]:
+        raise InputError(f"student.layers names layer {bad[0]}; the model has layers 0 to {len(found) - 1}.")
+    setattr(owner, last, nn.ModuleList(found[number] for number in layers))
+    transformer.config.num_hidden_layers = len(layers)
 
 
 def describe(modules: nn.ModuleList, precision: Precision) -> dict[str, Any]:
