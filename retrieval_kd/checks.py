@@ -76,11 +76,11 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
     student = kind_module("students", recipe.student.kind)
     if student.SEARCHES:
         takes = kind_module("index", recipe.index.kind).TAKES
-        if takes != student.GIVES:
+        if student.GIVES not in takes:
             needed = "impact" if student.GIVES == "sparse" else "faiss"
             raise InputError(
-                f"index kind {recipe.index.kind!r} takes {takes} vectors, and those of a {recipe.student.kind} student "
-                f"are {student.GIVES}; set index.kind = {needed!r}."
+                f"index kind {recipe.index.kind!r} does not take {student.GIVES} vectors, which those of a "
+                f"{recipe.student.kind} student are; set index.kind = {needed!r}."
             )
     elif "index" in recipe.model_fields_set:
         raise InputError(

@@ -20,7 +20,7 @@ from retrieval_kd.index import open_index
 from retrieval_kd.pipeline.workspace import Split, Workspace
 from retrieval_kd.query_table import QueryTable, save_table
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
-from retrieval_kd.sparse import encode_sparse
+from retrieval_kd.sparse_towers import encode_sparse
 from retrieval_kd.store.store import Store
 from retrieval_kd.tables import kind_module, options
 from retrieval_kd.teachers import scored_as

@@ -21,7 +21,7 @@ from retrieval_kd.gather import process
 from retrieval_kd.progress import say
 from retrieval_kd.pseudo_queries import make_pseudo_queries
 from retrieval_kd.recipe import Rendering, RunFiles, Source, load_recipe
-from retrieval_kd.sparse import load_sparse_towers
+from retrieval_kd.sparse_towers import load_sparse_towers
 from retrieval_kd.students import begin, begins, begun, load_student
 from retrieval_kd.tables import Component, kind_module, options, parse
 from retrieval_kd.teachers import Embedder, Teacher, load_teacher

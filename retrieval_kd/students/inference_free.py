@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
-from retrieval_kd.sparse import has_head, join_towers, load_sparse_towers
+from retrieval_kd.sparse_towers import has_head, join_towers, load_sparse_towers
 from retrieval_kd.sparse_student import (
     SparseOptions,
     SparseStudent,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from retrieval_kd.sparse import join_towers, vocabulary_size
+from retrieval_kd.sparse_towers import join_towers, vocabulary_size
 from retrieval_kd.sparse_student import (
     SparseOptions,
     SparseStudent,

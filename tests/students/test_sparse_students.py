@@ -14,7 +14,7 @@ from sentence_transformers import SparseEncoder
 from tiny import WORDS, tiny_sentence_transformer
 from tiny_sparse import tiny_masked_lm
 
-from retrieval_kd.sparse import encode_sparse, load_sparse_towers
+from retrieval_kd.sparse_towers import encode_sparse, load_sparse_towers
 from retrieval_kd.sparse_student import SparseStudent
 from retrieval_kd.students import Batch, Outputs, inference_free, load_student, splade
 from retrieval_kd.tables import Component
@@ -211,8 +211,8 @@ def test_a_lexical_start_gives_a_text_the_terms_it_consists_of(
     own = torch.zeros_like(found, dtype=torch.bool)
     for row, ids in enumerate(tokens):
         own[row, [token for token in ids if token not in special]] = True
-    assert (found[own] > 0).float().mean() > 0.5  # of an encoder with random weights
-    assert (found[~own & own.any(0)] > 0).float().mean() < 0.05  # of terms that the collection has
+    other = ~own & own.any(0)  # terms that the collection has elsewhere
+    assert found[own].mean() > 3 * found[other].mean()  # of an encoder with random weights
     with pytest.raises(InputError, match="makes a new head, and .* has one"):
         splade.reads_collection(splade.Options(model=models["mlm"], start="lexical"))
     with pytest.raises(InputError, match="begins with a collection"):
