@@ -73,7 +73,16 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
         sources |= compares and stage.mine is None
     if recipe.student.options.get("normalize") is True and (beyond := terms_beyond_cosine(recipe)):
         raise InputError(beyond[0])
-    if "index" in recipe.model_fields_set and not kind_module("students", recipe.student.kind).SEARCHES:
+    student = kind_module("students", recipe.student.kind)
+    if student.SEARCHES:
+        takes = kind_module("index", recipe.index.kind).TAKES
+        if student.GIVES not in takes:
+            needed = "impact" if student.GIVES == "sparse" else "faiss"
+            raise InputError(
+                f"index kind {recipe.index.kind!r} does not take {student.GIVES} vectors, which those of a "
+                f"{recipe.student.kind} student are; set index.kind = {needed!r}."
+            )
+    elif "index" in recipe.model_fields_set:
         raise InputError(
             f"a {recipe.student.kind} student cannot be indexed; it re-ranks the candidates. Leave [index] out."
         )
@@ -102,17 +111,26 @@ def _check_stage(recipe: Recipe, number: int, stage: Stage, kinds: dict[str, str
     student = kind_module("students", recipe.student.kind)
     if stage.widths and not student.SEARCHES:
         raise InputError(f"{where}.widths cuts vectors whose products are scores; a {recipe.student.kind} has none.")
+    sparse = student.SEARCHES and student.GIVES == "sparse"
+    if sparse and stage.widths:
+        raise InputError(f"{where}.widths cuts dense vectors; those of a {recipe.student.kind} student are sparse.")
+    if sparse and any(term.layers for term in stage.terms):
+        raise InputError(f"{where}: a {recipe.student.kind} student has no layers to compare; leave `layers` out.")
     if stage.mine and stage.mine.by == "student" and not student.SEARCHES:
         raise InputError(f"{where}.mine: a {recipe.student.kind} student cannot search; mine by a teacher that can.")
     if stage.average and any(not 0 <= other < number for other in stage.average.stages):
         raise InputError(f"{where}.average.stages names a stage that is not before it.")
-    sparse = recipe.student.kind in ("splade", "inference_free")
     for place, regularizer in enumerate(stage.regularizers):
         find_regularizer(regularizer.name)
         if not sparse:
             raise InputError(
                 f"{where}.regularizers[{place}]: {regularizer.name} counts active vocabulary terms; a "
                 f"{recipe.student.kind} student has none."
+            )
+        if recipe.student.kind == "inference_free" and regularizer.side == "query":
+            raise InputError(
+                f"{where}.regularizers[{place}]: an inference_free query has the terms that it consists of, and no "
+                "others to penalise; penalise side = 'document'."
             )
 
 

@@ -123,12 +123,26 @@ class Term(Table):
 
 
 class Regularizer(Table):
-    """A penalty on the activations of one side's vectors."""
+    """A penalty on the activations of one side's vectors.
+
+    With `active_terms` the weight is where a controller starts, which steers it until a text has so many active
+    terms on average. `by_place` penalises the documents of each place among a query's candidates by themselves.
+    """
 
     name: str
     side: Literal["query", "document", "both"] = "document"
     weight: float | Ramp
+    active_terms: Positive | None = None
+    by_place: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_side(self) -> Regularizer:
+        if self.active_terms is not None and (self.side == "both" or self.name == "anti_zero"):
+            raise ValueError("active_terms are those of one side; penalise query and document by themselves")
+        if self.by_place and (self.side != "document" or self.name != "flops"):
+            raise ValueError("by_place belongs to flops of the documents")
+        return self
 
 
 class Mine(Table):

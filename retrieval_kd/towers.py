@@ -109,6 +109,24 @@ def load_towers(
     )
 
 
+def keep_layers(transformer: Any, layers: Sequence[int]) -> None:
+    """Keep only the given layers of a transformer, in the given order, and say so in its configuration."""
+    for path in ("encoder.layer", "transformer.layer", "layers", "encoder.layers", "h"):
+        owner: Any = transformer
+        *parents, last = path.split(".")
+        for name in parents:
+            owner = getattr(owner, name, None)
+        found = getattr(owner, last, None)
+        if isinstance(found, nn.ModuleList):
+            break
+    else:
+        raise InputError(f"{type(transformer).__name__} keeps its layers where `layers` cannot find them.")
+    if bad := [number for number in layers if not 0 <= number < len(found)]:
+        raise InputError(f"student.layers names layer {bad[0]}; the model has layers 0 to {len(found) - 1}.")
+    setattr(owner, last, nn.ModuleList(found[number] for number in layers))
+    transformer.config.num_hidden_layers = len(layers)
+
+
 def describe(modules: nn.ModuleList, precision: str) -> dict[str, Any]:
     """What decides a tower's vectors: kinds of modules, their settings, a hash of their weights."""
     return {

@@ -18,6 +18,7 @@ from retrieval_kd.index import FORMAT, MANIFEST, read_manifest
 from retrieval_kd.tables import Positive, Table
 from retrieval_kd.types import Hits, InputError
 
+TAKES = {"dense"}
 _VECTORS, _IDS = "index.faiss", "document_ids.json"
 
 

@@ -13,7 +13,7 @@ from retrieval_kd.encoder import Encoder
 from retrieval_kd.evaluate.cost import Latency, one_thread, query_latency
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.files import load_hits, read_json, save_hits, size_bytes
-from retrieval_kd.pipeline.steps import load_runs, student_name
+from retrieval_kd.pipeline.steps import TABLE, load_runs, sparse_query_encoder, student_name
 from retrieval_kd.pipeline.workspace import Workspace
 from retrieval_kd.recipe import Rendering
 from retrieval_kd.report import System, write_report
@@ -35,10 +35,18 @@ def evaluate(workspace: Workspace) -> dict[str, Any]:
     facts = {
         "recipe": workspace.path.name,
         "training_queries": len(workspace.train_queries),
+        **_active_terms(workspace),
         "seconds": {name: _seconds(workspace.folder / name) for name in _made_stages(workspace)},
     }
     split = workspace.recipe.data.test
     return write_report(workspace.folder / "report", systems, workspace.collection, split, baseline, facts)
+
+
+def _active_terms(workspace: Workspace) -> dict[str, float]:
+    """Active terms a document and a query of a sparse student, as its index and its run had them."""
+    manifests = [workspace.folder / name / "manifest.json" for name in ("index", "runs")]
+    found = [read_json(path).items() for path in manifests if path.exists()]
+    return {key: value for facts in found for key, value in facts if key.startswith("active terms")}
 
 
 def _made_stages(workspace: Workspace) -> list[str]:
@@ -111,6 +119,8 @@ def _student_systems(workspace: Workspace, runs: dict[str, Hits]) -> list[System
     """The student in each exported form, or as a re-ranker."""
     if workspace.reranks:
         return [_system(workspace, name, "re-rank", hits) for name, hits in runs.items()]
+    if workspace.gives == "sparse":
+        return [_sparse_system(workspace, runs["student"])]
     systems = []
     for form in workspace.recipe.export.forms:
         folder = workspace.folder / "served" / form
@@ -130,6 +140,26 @@ def _student_systems(workspace: Workspace, runs: dict[str, Hits]) -> list[System
             )
         )
     return systems
+
+
+def _sparse_system(workspace: Workspace, hits: Hits) -> System:
+    """A sparse student: its query encoder is a table, or a model of torch."""
+    encode, render = sparse_query_encoder(workspace), workspace.recipe.student.render
+    engine = workspace.made("served", "export")["query encoder"]
+    modules = workspace.sparse_towers.query
+    folder = workspace.folder / "served" / TABLE
+    return _system(
+        workspace,
+        "student",
+        engine if engine == "table" else "torch fp32",
+        hits,
+        _latency(workspace, render, encode),
+        sum(tensor.numel() for tensor in modules.parameters()),
+        size_bytes(folder)
+        if folder.is_dir()
+        else sum(tensor.numel() * tensor.element_size() for tensor in modules.state_dict().values()),
+        size_bytes(workspace.folder / "index/index"),
+    )
 
 
 def _latency(workspace: Workspace, render: Rendering, encode: Callable[[list[str]], object]) -> Latency:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
 from retrieval_kd.candidates import Candidates, merge, provenance
 from retrieval_kd.encoder import Encoder
@@ -18,13 +19,18 @@ from retrieval_kd.export import export_encoder
 from retrieval_kd.files import hash_texts, load_hits, read_run, save_hits, sha256, size_bytes, write_run
 from retrieval_kd.index import open_index
 from retrieval_kd.pipeline.workspace import Split, Workspace
+from retrieval_kd.query_table import QueryTable, save_table
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
+from retrieval_kd.sparse_towers import encode_sparse
 from retrieval_kd.store.store import Store
 from retrieval_kd.tables import kind_module, options
 from retrieval_kd.teachers import scored_as
 from retrieval_kd.teachers.bi_encoder import BiEncoder
+from retrieval_kd.towers import SIDES
 from retrieval_kd.trainset import mark_positives
 from retrieval_kd.types import Hits, InputError, Queries
+
+TABLE = "table"  # the served form of a query tower that is a table of weights
 
 
 def mine(workspace: Workspace) -> dict[str, dict[str, int]]:
@@ -157,22 +163,30 @@ def index(workspace: Workspace) -> None:
     if workspace.reranks:
         return
     workspace.made("student", "train")
-    student = workspace.trained
-    assert isinstance(student, BiEncoder)
-    identity = student.tower_identity("document")
+    identity = workspace.tower_identity("document")
     component = workspace.recipe.index
     collection, render = workspace.collection, workspace.recipe.student.render
     documents = workspace.document_texts(render)
 
     def work(folder: Path) -> dict[str, Any]:
-        vectors = fill_vectors(workspace.store, "student", student, documents, "document")
+        vectors: Any
+        facts = {}
+        if workspace.gives == "sparse":
+            towers = workspace.sparse_towers
+            rendered = towers.render(documents, "document")
+            vectors = encode_sparse(towers, rendered, "document", workspace.recipe.precision)
+            facts["active terms a document"] = round(vectors.nnz / max(1, len(documents)), 1)
+        else:
+            student = workspace.trained
+            assert isinstance(student, BiEncoder)
+            vectors = fill_vectors(workspace.store, "student", student, documents, "document")
         module = kind_module("index", component.kind)
         chosen = options("index", component)
         module.build(vectors, folder / "index", chosen, document_ids=collection.document_ids, identity=identity)
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
             for document_id, text in zip(collection.document_ids, documents, strict=True):
                 file.write(json.dumps({"_id": document_id, "text": text}, ensure_ascii=False) + "\n")
-        return {"documents": len(collection), "bytes": size_bytes(folder / "index")}
+        return {"documents": len(collection), "bytes": size_bytes(folder / "index"), **facts}
 
     texts = workspace.fingerprint_texts("documents", renders=[render])
     workspace.make("index", [identity, component.model_dump(), texts], work)
@@ -182,11 +196,15 @@ def export(workspace: Workspace) -> None:
     """Write the query tower as one graph a form; refuse a form that loses more quality than allowed.
 
     fp32 must equal torch's vectors to `export.vector_tolerance`; int8 must keep nDCG@10 on the test
-    split to `export.quality_tolerance` of torch's.
+    split to `export.quality_tolerance` of torch's. A sparse query tower has no graph: one that is a table of
+    weights is written as such, and another one stays a model of torch.
     """
     if workspace.reranks:
         return
     workspace.made("index", "index")
+    if workspace.gives == "sparse":
+        _export_table(workspace)
+        return
     student = workspace.trained
     assert isinstance(student, BiEncoder)
     settings, queries, render = workspace.recipe.export, workspace.test_queries, workspace.recipe.student.render
@@ -228,6 +246,37 @@ def export(workspace: Workspace) -> None:
     workspace.make("served", [identities, settings.model_dump(), read], work)
 
 
+def _export_table(workspace: Workspace) -> None:
+    """Write the table of an inference-free student; refuse one that gives other vectors than torch."""
+    identity = {side: workspace.tower_identity(side) for side in SIDES}
+
+    def work(folder: Path) -> dict[str, Any]:
+        towers = workspace.sparse_towers
+        tower: Any = towers.query[0]
+        if not isinstance(tower, SparseStaticEmbedding):
+            return {"query encoder": "torch"}
+        weights = tower.weight.detach().numpy()
+        (folder / TABLE).mkdir()
+        tokenizer = tower.tokenizer.backend_tokenizer
+        save_table(folder / TABLE, tokenizer, tower.max_seq_length, weights, identity["query"])
+        texts = list(workspace.query_texts("test", workspace.recipe.student.render)[:64])
+        difference = QueryTable.load(folder / TABLE).encode(texts) - encode_sparse(towers, texts, "query", "fp32")
+        if difference.nnz and abs(difference).max() > workspace.recipe.export.vector_tolerance:
+            raise InputError(f"the exported table gives vectors that differ from torch's by {abs(difference).max():.2g}.")
+        return {"query encoder": "table", "parameters": len(weights)}
+
+    workspace.make("served", [identity, "sparse"], work)
+
+
+def sparse_query_encoder(workspace: Workspace) -> Callable[[Sequence[str]], Any]:
+    """The function from test queries, as the student's own `render` has them, to their vectors (Q, V)."""
+    folder = workspace.folder / "served" / TABLE
+    if folder.is_dir():
+        return QueryTable.load(folder).encode
+    towers = workspace.sparse_towers
+    return lambda texts: encode_sparse(towers, towers.render(texts, "query"), "query", "fp32")
+
+
 def search(workspace: Workspace) -> None:
     """Search the test queries with each exported form, or re-rank their candidates; write TREC runs."""
     queries, collection, render = workspace.test_queries, workspace.collection, workspace.recipe.student.render
@@ -236,11 +285,16 @@ def search(workspace: Workspace) -> None:
     made = workspace.made("student", "train") if workspace.reranks else workspace.made("served", "export")
 
     def work(folder: Path) -> dict[str, Any]:
+        active: dict[str, float] = {}
         if workspace.reranks:
             hits = Candidates.load(workspace.folder / "candidates/test").hits
             documents = workspace.document_texts(render)
             grid = fill_scores(workspace.store, "student", workspace.trained, texts, documents, hits)
             runs = {"student": rerank(hits, grid)}
+        elif workspace.gives == "sparse":
+            vectors = sparse_query_encoder(workspace)(texts)
+            active["active terms a query"] = round(vectors.nnz / max(1, len(texts)), 1)
+            runs = {"student": open_index(workspace.folder / "index/index").search(vectors, depth)}
         else:
             opened = open_index(workspace.folder / "index/index")
             runs = {
@@ -253,7 +307,7 @@ def search(workspace: Workspace) -> None:
             (folder / name).mkdir()
             save_hits(folder / name, hits)
             write_run(folder / f"{name}.trec", hits, queries.ids, list(collection.document_ids), name)
-        return {"systems": list(runs)}
+        return {"systems": list(runs), **active}
 
     read = workspace.fingerprint_texts("documents", "test", renders=[render])
     workspace.make("runs", [made["key"], depth, read], work)

@@ -73,7 +73,7 @@ def _stage_folder(workspace: Workspace, number: int) -> Path:
 
 def _start_key(workspace: Workspace) -> str:
     recipe = workspace.recipe
-    return fingerprint([[recipe.student.model_dump(), [one.model_dump() for one in recipe.live]], recipe.training.seed])
+    return fingerprint([[*workspace.start_key, [one.model_dump() for one in recipe.live]], recipe.training.seed])
 
 
 def _save_start(workspace: Workspace) -> None:
@@ -100,12 +100,12 @@ def _run_stage(workspace: Workspace, number: int, stage: Stage, curated: Curated
         return found[name]
 
     def work(folder: Path) -> dict[str, Any]:
-        student: Any = load_student(recipe.student, recipe.training.seed)
+        student: Any = workspace.load_student()
         snapshot: nn.Module | None = None
         live = {one.name: _load_live(one, recipe.training.seed) for one in recipe.live}
         if number > 0:
             if any("snapshot" in term.teachers for term in stage.terms):
-                snapshot = load_student(recipe.student, recipe.training.seed).requires_grad_(False)
+                snapshot = workspace.load_student().requires_grad_(False)
                 snapshot.load_state_dict(weights_of(number - 1, "student"))
             if stage.init == "previous":
                 student.load_state_dict(weights_of(number - 1, "student"))
@@ -267,7 +267,7 @@ def _trainset_inputs(workspace: Workspace) -> list[Any]:
         texts("documents", renders=[one.render for one in live]),
         texts("train", renders=[workspace.renders[name] for name in vectors["train"]]),
         texts("documents", renders=[workspace.renders[name] for name in vectors["documents"]]),
-        recipe.student.model_dump(),
+        *workspace.start_key,
         recipe.precision,
         vectors,
         needs.preferences,

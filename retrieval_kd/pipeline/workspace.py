@@ -21,9 +21,11 @@ from retrieval_kd.gather import process
 from retrieval_kd.progress import say
 from retrieval_kd.pseudo_queries import make_pseudo_queries
 from retrieval_kd.recipe import Rendering, RunFiles, Source, load_recipe
-from retrieval_kd.students import load_student
+from retrieval_kd.sparse_towers import load_sparse_towers
+from retrieval_kd.students import begin, begins, begun, load_student
 from retrieval_kd.tables import Component, kind_module, options, parse
-from retrieval_kd.teachers import Teacher, load_teacher
+from retrieval_kd.teachers import Embedder, Teacher, load_teacher
+from retrieval_kd.towers import Towers, describe
 from retrieval_kd.types import ORIGINAL, Collection, InputError, Queries
 from retrieval_kd.workers import Cluster, Crew
 
@@ -214,7 +216,31 @@ class Workspace:
     @cached_property
     def student(self) -> Any:
         """The untrained student."""
-        return load_student(self.recipe.student, self.recipe.training.seed)
+        return self.load_student()
+
+    def load_student(self) -> Any:
+        """The untrained student, once more."""
+        return load_student(self.start, self.recipe.training.seed)
+
+    @cached_property
+    def start(self) -> Component:
+        """The student's table; where it starts from the collection, its model is what was made of that, here if need be."""
+        student, seed, render = self.recipe.student, self.recipe.training.seed, self.recipe.student.render
+        if not begins(student):
+            return student
+
+        def work(folder: Path) -> dict[str, Any]:
+            begin(student, self.document_texts(render), folder, seed)
+            return {}
+
+        self.make("start", [student.model_dump(), seed, self.fingerprint_texts("documents", renders=[render])], work)
+        return begun(student, self.folder / "start")
+
+    @property
+    def start_key(self) -> Any:
+        """What identifies the untrained student."""
+        made = self.start is not self.recipe.student
+        return [self.recipe.student.model_dump(), *([self.made("start", "train")["key"]] if made else [])]
 
     def check_scale(self) -> None:
         """Refuse terms that a student of unit vectors cannot fit; loads the student if there are such terms."""
@@ -228,6 +254,11 @@ class Workspace:
         return not self._student_module.SEARCHES
 
     @property
+    def gives(self) -> str:
+        """What the vectors of a student that searches are: dense or sparse."""
+        return str(self._student_module.GIVES)
+
+    @property
     def _student_module(self) -> Any:
         return kind_module("students", self.recipe.student.kind)
 
@@ -235,6 +266,20 @@ class Workspace:
     def trained(self) -> Teacher:
         """The trained student, as the teacher that it can be."""
         return load_teacher(self.student_as_teacher(self.folder / "student"), self.read_by(self.recipe.student.render))
+
+    @cached_property
+    def sparse_towers(self) -> Towers:
+        """The trained student of sparse vectors."""
+        return load_sparse_towers(str(self.folder / "student"))
+
+    def tower_identity(self, side: Literal["query", "document"]) -> dict[str, Any]:
+        """Everything that one side's vectors depend on in the trained student that searches, other than the texts."""
+        if self.gives == "sparse":
+            towers = self.sparse_towers
+            return {**describe(towers.side(side), self.recipe.precision), "top_k": towers.model.max_active_dims}
+        student = self.trained
+        assert isinstance(student, Embedder)
+        return student.tower_identity(side)
 
     def student_as_teacher(self, folder: Path) -> Component:
         """The teacher that a student saved in `folder` is."""

@@ -3,7 +3,11 @@
 A module declares `Options` and `load(options)`; what it loads is a Student, an nn.Module whose forward
 pass takes a Batch and gives Outputs. It also declares `TEACHER`, the kind of teacher that reads its saved
 folder; `VECTORS`, whether each text has one vector; and `SEARCHES`, whether scores are products of those, so
-that the student can be indexed and exported. One that does not search re-ranks.
+that the student can be indexed and exported. One that does not search re-ranks. `GIVES` says whether the
+vectors of one that searches are "dense" or "sparse", which is what an index `TAKES`.
+
+A module whose students may start from the collection declares `reads_collection(options)`, and
+`begin(options, documents, folder)`, which saves in `folder`/model what `load` then starts from.
 """
 
 from __future__ import annotations
@@ -79,6 +83,24 @@ def own_scores(grid: Tensor, columns: Tensor) -> Tensor:
         return grid.new_zeros(columns.shape)
     columns = columns.to(grid.device)
     return torch.where(columns >= 0, grid.gather(1, columns.clamp(min=0)), 0.0)
+
+
+def begins(component: Component) -> bool:
+    """Whether the student starts from the collection, so that `begin` comes before `load_student`."""
+    module = kind_module("students", component.kind)
+    return hasattr(module, "begin") and bool(module.reads_collection(options("students", component)))
+
+
+def begin(component: Component, documents: Sequence[str], folder: Path, seed: int) -> None:
+    """Save in `folder`/model what the student starts from; `documents` are those of the collection, as it reads them."""
+    torch.manual_seed(seed)
+    kind_module("students", component.kind).begin(options("students", component), documents, folder)
+
+
+def begun(component: Component, folder: Path) -> Component:
+    """The component of a student whose start is saved in `folder`."""
+    kept = {key: value for key, value in component.options.items() if key not in ("start", "layers", "revision")}
+    return Component(kind=component.kind, **{**kept, "model": str(folder / "model")})
 
 
 def load_student(component: Component, seed: int) -> nn.Module:

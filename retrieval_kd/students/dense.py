@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from retrieval_kd.lora import Lora, add_lora, merged
 from retrieval_kd.students import Batch, Outputs, own_scores
 from retrieval_kd.tables import Positive, Table
-from retrieval_kd.towers import Side, Towers, load_towers, run_tower, tokenize
+from retrieval_kd.towers import Side, Towers, keep_layers, load_towers, run_tower, tokenize
 from retrieval_kd.types import InputError
 
 TEACHER = "bi_encoder"  # the kind that reads a saved student
 VECTORS = True  # whether each text has one
 SEARCHES = True  # its vectors can be indexed
+GIVES = "dense"  # what they are
 
 
 class Tower(Table):
@@ -170,24 +171,6 @@ def _as_towers(query: list[Any], document: list[Any], query_prompt: str, documen
     query_list = nn.ModuleList(query)
     document_list = query_list if query is document else nn.ModuleList(document)
     return Towers(model, query_list, document_list, query_prompt, document_prompt)
-
-
-def keep_layers(transformer: Any, layers: Sequence[int]) -> None:
-    """Keep only the given layers of a transformer, in the given order, and say so in its configuration."""
-    for path in ("encoder.layer", "transformer.layer", "layers", "encoder.layers", "h"):
-        owner: Any = transformer
-        *parents, last = path.split(".")
-        for name in parents:
-            owner = getattr(owner, name, None)
-        found = getattr(owner, last, None)
-        if isinstance(found, nn.ModuleList):
-            break
-    else:
-        raise InputError(f"{type(transformer).__name__} keeps its layers where `layers` cannot find them.")
-    if bad := [number for number in layers if not 0 <= number < len(found)]:
-        raise InputError(f"student.layers names layer {bad[0]}; the model has layers 0 to {len(found) - 1}.")
-    setattr(owner, last, nn.ModuleList(found[number] for number in layers))
-    transformer.config.num_hidden_layers = len(layers)
 
 
 def _width(modules: nn.ModuleList) -> int:

@@ -1,4 +1,4 @@
-"""What a term remembers from step to step: TAID's share, a queue of vectors, a policy over teachers.
+"""What terms and penalties remember from step to step: TAID's share, vectors, a policy over teachers, active terms.
 
 Their state is part of a checkpoint, so a resumed run goes on as if it had not stopped.
 """
@@ -95,6 +95,44 @@ class Selection:
             self.weights += self.settings.learning_rate * (reward - self.baseline) * self.pending
             self.pending = None
         self.baseline = self.settings.baseline * self.baseline + (1 - self.settings.baseline) * reward
+
+
+class ActiveTerms:
+    """Steers the weight of a penalty until texts have the wanted number of active terms, on average.
+
+    The weight is multiplied by exp(integral + e), e = log(active / wanted) of a running mean, and the
+    integral gains RATE * e a step: proportional and integral control, of logarithms. It stays within exp(+-LIMIT), so
+    that what could not be reached for long does not take as long to be forgotten.
+    """
+
+    RATE, MOMENTUM, LIMIT = 0.05, 0.7, 7.0
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.active: float | None = None
+        self.integral = 0.0
+
+    @property
+    def factor(self) -> float:
+        """What the weight is multiplied by in the next step."""
+        return math.exp(self.integral + self._error)
+
+    def update(self, active: float) -> None:
+        """Learn how many active terms the texts of a step had."""
+        self.active = active if self.active is None else self.MOMENTUM * self.active + (1 - self.MOMENTUM) * active
+        self.integral = max(-self.LIMIT, min(self.LIMIT, self.integral + self.RATE * self._error))
+
+    @property
+    def _error(self) -> float:
+        return 0.0 if self.active is None else math.log(max(self.active, 0.1) / self.wanted)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {"active": self.active, "integral": self.integral}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        vars(self).update(state)
 
 
 class TermState:

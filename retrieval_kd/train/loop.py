@@ -27,8 +27,8 @@ from retrieval_kd.students import Batch, Outputs, own_scores
 from retrieval_kd.towers import autocast
 from retrieval_kd.train.batches import Draw, draw
 from retrieval_kd.train.checkpoints import Checkpoints
-from retrieval_kd.train.controllers import TermState
-from retrieval_kd.train.terms import Step, cut, loss_of, penalty
+from retrieval_kd.train.controllers import ActiveTerms, TermState
+from retrieval_kd.train.terms import Step, active_terms, cut, loss_of, penalty
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import InputError
 
@@ -137,10 +137,13 @@ class Run:
         self.parameters = [p for model in self.learners.values() for p in model.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.parameters, stage)
         self.terms = [TermState(term) for term in stage.terms]
+        wanted = [one.active_terms for one in stage.regularizers]
+        self.controls = [None if number is None else ActiveTerms(number) for number in wanted]
         self.layered = {name for term in stage.terms if term.layers is not None for name in (term.of, term.teachers[0])}
         self.best, self.best_step, self.worse = -1.0, 0, 0
         self.best_weights: dict[str, Tensor] | None = None
         self.finished = False
+        self.alarmed: set[str] = set()
 
     def step(self, step: int) -> tuple[dict[str, Tensor], float]:
         """One step of the optimiser: the loss and its parts by name, and the gradient's norm."""
@@ -163,7 +166,27 @@ class Run:
         for state, value in zip(self.terms, list(values.values())[1:], strict=False):
             if state.taid is not None:
                 state.taid.update(value.item(), (step + 1) / stage.steps)
-        return values, float(norm)
+        return {**values, **self._count_active(views["student"], step)}, float(norm)
+
+    def _count_active(self, outputs: Outputs, step: int) -> dict[str, Tensor]:
+        """Active terms a text of the sides that are penalised; an alarm, once a side, if there are none or too many."""
+        counts = {}
+        penalised = [one.side for one in self.stage.regularizers]
+        for side in ("query", "document"):
+            if not {side, "both"} & set(penalised):
+                continue
+            active, size = active_terms(side, outputs)
+            counts[f"active.{side}"] = outputs.scores.new_tensor(active)
+            for one, control in zip(self.stage.regularizers, self.controls, strict=True):
+                if control is not None and one.side == side:
+                    control.update(active)
+            late = 2 * step >= self.stage.steps
+            if side not in self.alarmed and (not active or (late and active > size / 2)):
+                self.alarmed.add(side)
+                none = "no term is active, so that nothing more is learned; weaken the penalty or let it grow slower"
+                many = f"{active:.0f} of {size} terms are active, too many for an inverted index; raise the penalty"
+                say(f"stages[{self.number}], step {step + 1}, {side} side: {many if active else none}.")
+        return counts
 
     def _view(self, name: str, model: nn.Module, drawn: Draw) -> Outputs:
         """What one model makes of a batch; without gradient where it does not learn."""
@@ -192,10 +215,10 @@ class Run:
             ]
             values[f"{term.loss}.{place}"] = torch.stack(parts).mean()
             total = total + weight_at(term.weight, step) * values[f"{term.loss}.{place}"]
-        for regularizer in stage.regularizers:
-            value = penalty(regularizer, views["student"])
+        for regularizer, control in zip(stage.regularizers, self.controls, strict=True):
+            value = penalty(regularizer, views["student"], torch.from_numpy(drawn.columns))
             values[f"{regularizer.name}.{regularizer.side}"] = value
-            total = total + weight_at(regularizer.weight, step) * value
+            total = total + weight_at(regularizer.weight, step) * (1.0 if control is None else control.factor) * value
         return total, {"loss": total, **values}
 
     def learn_quality(self, quality: float, step: int, patience: int) -> None:
@@ -214,6 +237,7 @@ class Run:
             "models": {name: model.state_dict() for name, model in self.learners.items()},
             "optimizer": self.optimizer.state_dict(),
             "terms": [state.state_dict() for state in self.terms],
+            "controls": [control.state_dict() if control else None for control in self.controls],
             "quality": quality,
         }
 
@@ -224,6 +248,9 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         for term, values in zip(self.terms, state["terms"], strict=True):
             term.load_state_dict(values)
+        for control, values in zip(self.controls, state["controls"], strict=True):
+            if control is not None:
+                control.load_state_dict(values)
         vars(self).update(state["quality"])
 
 

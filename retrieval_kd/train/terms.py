@@ -290,14 +290,32 @@ def cut(vectors: Tensor, width: int) -> Tensor:
     return torch.nn.functional.normalize(short, dim=1) if unit else short
 
 
-def penalty(regularizer: Regularizer, outputs: Outputs) -> Tensor:
-    """The unweighted value of one regularizer for one batch; of both sides, the sum, or what it makes of the two."""
+def penalty(regularizer: Regularizer, outputs: Outputs, columns: Tensor) -> Tensor:
+    """The unweighted value of one regularizer for one batch; of both sides, the sum, or what it makes of the two.
+
+    Shapes: columns (B, C), the candidates' places among the documents, -1 where there is none.
+    """
     function = find_regularizer(regularizer.name)
-    sides = {"query": [outputs.queries], "document": [outputs.documents]}
-    vectors = [one for one in sides.get(regularizer.side, [outputs.queries, outputs.documents]) if one is not None]
+    vectors = _penalised(regularizer.side, outputs)
     if regularizer.name == "anti_zero":
         return function(*vectors, **regularizer.options)
+    if regularizer.by_place:
+        columns = columns.to(vectors[0].device)
+        empty = vectors[0].new_zeros(1, vectors[0].shape[1])  # where -1 leads
+        listed = torch.cat([vectors[0], empty])[columns.flatten()]  # (B * C, V)
+        return function(listed, groups=columns.shape[1], **regularizer.options)
     return torch.stack([function(one, **regularizer.options) for one in vectors]).sum()
+
+
+def active_terms(side: str, outputs: Outputs) -> tuple[float, int]:
+    """How many terms of a text are not 0, on average over the batch, and how many there are."""
+    (vectors,) = _penalised(side, outputs)
+    return float((vectors.detach() != 0).sum() / max(1, len(vectors))), vectors.shape[1]
+
+
+def _penalised(side: str, outputs: Outputs) -> list[Tensor]:
+    sides = {"query": [outputs.queries], "document": [outputs.documents]}
+    return [one for one in sides.get(side, [outputs.queries, outputs.documents]) if one is not None]
 
 
 def _stored_vectors(name: str, side: str, step: Step) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from minimal import existing_kinds, live_kind, recipe_text, roles_of, student_kind
 from tiny import WORDS, tiny_sentence_transformer
+from tiny_sparse import tiny_masked_lm
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -21,7 +22,7 @@ from retrieval_kd.methods import method_names, read_method
 from retrieval_kd.pipeline import Workspace
 from retrieval_kd.recipe import Recipe, load_recipe
 from retrieval_kd.stages import Training
-from retrieval_kd.students import load_student
+from retrieval_kd.students import inference_free, load_student
 from retrieval_kd.train.loop import train
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import Hits
@@ -49,6 +50,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("model", "tutor")):
         tower = tiny_sentence_transformer(folder / f"{name}-transformer", layers=4, width=WIDTH, seed=seed)
         tower.save(str(folder / name))
+    tiny_masked_lm(folder / "masked", width=WIDTH)
+    chosen = inference_free.Options(model=str(folder / "masked"), max_length=24)
+    inference_free.begin(chosen, TEXTS["document"], folder / "started")
     config = BertConfig.from_pretrained(folder / "model-transformer", num_labels=1)
     torch.manual_seed(0)
     BertForSequenceClassification(config).save_pretrained(folder / "classifier")
@@ -67,7 +71,8 @@ def write(name: str, place: Path) -> tuple[Path, list[str]]:
     """The minimal recipe of a method, and what makes it small; live teachers have other weights than the student."""
     kind = student_kind(read_method(name), KINDS)
     assert kind is not None
-    folders = {"cross_encoder": "classifier", "late_interaction": "model-transformer"}
+    folders = {"cross_encoder": "classifier", "late_interaction": "model-transformer", "splade": "masked"}
+    folders["inference_free"] = "started/model"
     models = {
         kind: str(place / folders.get(kind, "model")) for kind in (*KINDS, "bi_encoder", "cross_encoder", "dense")
     }

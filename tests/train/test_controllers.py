@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from retrieval_kd.stages import Interpolate, Select, Term
-from retrieval_kd.train.controllers import Queue, Selection, Taid, TermState
+from retrieval_kd.train.controllers import ActiveTerms, Queue, Selection, Taid, TermState
 from retrieval_kd.train.selection import selection_features
 
 
@@ -89,3 +89,21 @@ def test_state_round_trip() -> None:
         assert left.keys() == right.keys()
         assert all(np.array_equal(np.asarray(left[key]), np.asarray(right[key])) for key in left if key != "settings")
     assert TermState(Term(loss="kl", teachers=("a",))).state_dict() == {}
+
+
+def test_active_terms_are_steered_to_the_wanted_number() -> None:
+    """A penalty of weight w leaves 1000 / (1 + w) terms after a while; 50 are wanted, which is w = 19."""
+    control = ActiveTerms(50)
+    assert control.factor == 1.0
+    active = 1000.0
+    for _ in range(300):
+        control.update(active)
+        active = 0.8 * active + 0.2 * 1000 / (1 + control.factor)
+    assert active == pytest.approx(50, rel=0.02)
+    assert control.factor == pytest.approx(19, rel=0.05)
+    other = ActiveTerms(50)
+    other.load_state_dict(control.state_dict())
+    assert other.factor == control.factor
+    for _ in range(1000):
+        control.update(0.0)
+    assert control.integral == -ActiveTerms.LIMIT

@@ -17,7 +17,7 @@ from retrieval_kd.stages import Guide, LayerPairs, Regularizer, Soften, Term
 from retrieval_kd.students import Outputs, own_scores
 from retrieval_kd.train.batches import Draw
 from retrieval_kd.train.controllers import TermState
-from retrieval_kd.train.terms import Step, cut, loss_of, penalty
+from retrieval_kd.train.terms import Step, active_terms, cut, loss_of, penalty
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import Hits, InputError
 
@@ -182,12 +182,21 @@ def test_widths_cut_both_sides_and_make_them_unit_again(trainset: TrainSet) -> N
 
 
 def test_penalties_by_side() -> None:
-    activations = outputs(QUERY.abs(), DOCUMENT.abs())
+    activations, columns = outputs(QUERY.abs(), DOCUMENT.abs()), torch.tensor([[0, 1], [2, -1]])
     expected = {
         side: float((vectors.abs().mean(0) ** 2).sum()) for side, vectors in (("query", QUERY), ("document", DOCUMENT))
     }
     for side, number in {**expected, "both": sum(expected.values())}.items():
-        found = penalty(Regularizer(name="flops", side=side, weight=1.0), activations)
+        found = penalty(Regularizer(name="flops", side=side, weight=1.0), activations, columns)
         assert found.item() == pytest.approx(number, rel=1e-5)
-    both = penalty(Regularizer(name="anti_zero", side="both", weight=1.0), activations)
+    both = penalty(Regularizer(name="anti_zero", side="both", weight=1.0), activations, columns)
     assert both.item() == pytest.approx(QUERY.abs().sum().item() ** -2 + DOCUMENT.abs().sum().item() ** -2, rel=1e-5)
+    by_place = penalty(Regularizer(name="flops", weight=1.0, by_place=True), activations, columns)
+    first, second = (DOCUMENT[[0, 2]].abs().mean(0) ** 2).sum(), ((DOCUMENT[1].abs() / 2) ** 2).sum()
+    assert by_place.item() == pytest.approx(float(first + second), rel=1e-5)
+
+
+def test_active_terms_are_counted() -> None:
+    vectors = torch.tensor([[0.0, 1.0, 2.0, 0.0], [0.0, 0.0, 0.5, 0.0], [1.0, 1.0, 1.0, 0.0]])
+    assert active_terms("document", outputs(QUERY, vectors)) == (2.0, 4)
+    assert active_terms("query", outputs(torch.zeros(2, 4), vectors)) == (0.0, 4)

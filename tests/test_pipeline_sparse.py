@@ -1,0 +1,146 @@
+"""A sparse student through a whole run: start from the collection, training, index, look-up of queries, report."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sentence_transformers import SparseEncoder
+from tiny import WORDS, tiny_sentence_transformer
+from tiny_sparse import tiny_masked_lm
+
+from retrieval_kd import pipeline
+from retrieval_kd.files import load_hits, read_json
+from retrieval_kd.pipeline import Workspace
+from retrieval_kd.query_table import QueryTable
+from retrieval_kd.tables import kinds
+from retrieval_kd.types import InputError
+
+pytestmark = pytest.mark.skipif("impact" not in kinds("index"), reason="there is no index of sparse vectors")
+
+RECIPE = """
+[data]
+collection = "{data}"
+
+[candidates]
+depth = 8
+
+[[teachers]]
+name = "bm25"
+kind = "bm25"
+
+[student]
+kind = "{kind}"
+model = "{model}"
+{student}
+
+[[stages]]
+steps = 12
+batch_size = 4
+candidates = 4
+learning_rate = 3e-3
+terms = [{{ loss = "kl", teachers = ["bm25"] }}]
+regularizers = [{regularizer}]
+
+[index]
+kind = "impact"
+weights = "float32"
+
+[evaluation]
+depth = 10
+latency_queries = 2
+fused = false
+"""
+PENALTY = '{ name = "flops", weight = { ramp = "quadratic", to = 1e-2, steps = 6 }, by_place = true }'
+STEERED = '{ name = "l1", weight = 1e-3, active_terms = 12 }'
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a BEIR collection (20 documents, 8 queries) and two models."""
+    folder = tmp_path_factory.mktemp("sparse")
+    tiny_masked_lm(folder / "masked")
+    tiny_sentence_transformer(folder / "t", width=128).save(str(folder / "plain"))
+    rng = np.random.default_rng(1)
+    data = folder / "toy"
+    (data / "qrels").mkdir(parents=True)
+    documents = [" ".join(rng.choice(WORDS[7:], 9, replace=False)) for _ in range(20)]
+    queries = [" ".join(rng.choice(documents[number].split(), 3, replace=False)) for number in range(8)]
+    for file, prefix, texts in (("corpus", "d", documents), ("queries", "q", queries)):
+        lines = [json.dumps({"_id": f"{prefix}{n}", "text": text}) for n, text in enumerate(texts)]
+        (data / f"{file}.jsonl").write_text("\n".join(lines) + "\n")
+    for split in ("train", "test"):
+        judged = [f"q{n}\td{n}\t1" for n in range(8)]
+        (data / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(judged) + "\n")
+    return folder
+
+
+def workspace_of(place: Path, name: str, kind: str, model: str, student: str = "", regularizer: str = PENALTY) -> Any:
+    path = place / f"{name}.toml"
+    data = str(place / "toy")
+    path.write_text(
+        RECIPE.format(data=data, kind=kind, model=place / model, student=student, regularizer=regularizer)
+    )
+    return Workspace(path, place / "work" / name, place / "store")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "model", "student", "regularizer"),
+    [
+        ("free", "inference_free", "masked", "max_length = 24", PENALTY),
+        ("free-lexical", "inference_free", "plain", 'start = "lexical"\ntrain_table = true', STEERED),
+        ("splade", "splade", "masked", "top_k = 30", PENALTY),
+    ],
+)
+def test_a_whole_run(name: str, kind: str, model: str, student: str, regularizer: str, place: Path) -> None:
+    workspace = workspace_of(place, name, kind, model, student, regularizer)
+    pipeline.run(workspace)
+    log = [json.loads(line) for line in (workspace.folder / "training/0/log.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(value) for value in log[-1].values())
+    assert log[-1]["active.document"] > 0
+    loaded = SparseEncoder(str(workspace.folder / "student"), device="cpu")
+    queries = loaded.encode_query(list(workspace.test_queries.texts), convert_to_sparse_tensor=False).numpy()
+    documents = loaded.encode_document(list(workspace.collection.documents), convert_to_sparse_tensor=False).numpy()
+    hits = load_hits(workspace.folder / "runs/student")
+    scores = queries @ documents.T
+    found = np.where(hits.rows >= 0, np.take_along_axis(scores, np.maximum(hits.rows, 0), 1), -np.inf)
+    np.testing.assert_allclose(np.asarray(hits.scores), found, rtol=1e-3)
+    best = scores.max(1)
+    np.testing.assert_allclose(hits.scores[:, 0], np.where(best > 0, best, -np.inf), rtol=1e-3)
+    report = read_json(workspace.folder / "report/report.json")
+    system = report["systems"]["student"]
+    assert system["engine"] == ("table" if kind == "inference_free" else "torch fp32")
+    assert system["query_p50_ms"] > 0
+    assert system["index_bytes"] > 0
+    assert report["facts"]["active terms a document"] == pytest.approx((documents > 0).sum(1).mean(), abs=0.06)
+    assert report["facts"]["active terms a query"] == pytest.approx((queries > 0).sum(1).mean(), abs=0.06)
+    stamps = {path: path.stat().st_mtime_ns for path in workspace.folder.glob("*/manifest.json")}
+    pipeline.run(workspace_of(place, name, kind, model, student, regularizer))
+    assert stamps == {path: path.stat().st_mtime_ns for path in workspace.folder.glob("*/manifest.json")}
+
+
+def test_the_served_table_is_the_query_tower(place: Path) -> None:
+    workspace = workspace_of(place, "free", "inference_free", "masked", "max_length = 24")
+    pipeline.run(workspace)
+    table = QueryTable.load(workspace.folder / "served/table")
+    loaded = SparseEncoder(str(workspace.folder / "student"), device="cpu")
+    texts = ["sort sort the list", "xylophone?", "", " ".join(["lock"] * 30 + ["file"])]
+    expected = loaded.encode_query(texts, convert_to_sparse_tensor=False).numpy()
+    np.testing.assert_allclose(table.encode(texts).toarray(), expected, atol=1e-6)
+    assert table.encode(texts)[[2]].nnz == 0
+    with pytest.raises(InputError, match=r"is not a table of query weights: it has no table\.json"):
+        QueryTable.load(workspace.folder)
+
+
+def test_the_wrong_index_is_refused_before_anything_runs(place: Path) -> None:
+    path = place / "wrong.toml"
+    text = RECIPE.format(
+        data=place / "toy", kind="splade", model=place / "masked", student="", regularizer=PENALTY
+    ).replace('kind = "impact"\nweights = "float32"', 'kind = "faiss"')
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"'faiss' does not take sparse vectors.*set index.kind = 'impact'"):
+        Workspace(path, place / "work/wrong", place / "store")
