@@ -26,6 +26,7 @@ EXTRA_OF = {
     "ranx": "eval",
     "scipy": "eval",
     "threadpoolctl": "eval",
+    "numba": "sparse",
     "pyserini": "lucene",
     "seismic": "seismic",
     "pymilvus": "milvus",
