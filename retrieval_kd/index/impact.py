@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 TAKES = "sparse"
 _LEVELS = 255  # of a uint8 weight; 0 would be no weight
 _BUCKETS = 1024  # of bounds, to visit blocks in falling order without sorting them all
-_FIRST, _LARGEST = 16, 512  # blocks in the first batch, and in any
+_FIRST, _BATCHES = 16, 4  # blocks in the first batch, and how many batches there are, each twice as large
+_WINDOW = 8192  # documents whose sums are in the processor's nearest cache
+_DENSE = 0.25  # the share of a window's blocks from which all its postings are added
 # Term t has the entries first[t] : first[t + 1]; entry e is the block blocks[e] with the largest weight maxima[e]
-# and the postings starts[e] : starts[e + 1]; posting p is document blocks[e] * block + places[p] with weights[p].
+# and the postings starts[e] : starts[e + 1]; posting p is a document, modulo 2**16 places[p], with weights[p].
 _ARRAYS = ("first", "blocks", "maxima", "starts", "places", "weights")
 Array = NDArray[Any]
 
@@ -152,7 +154,7 @@ def _cut(indptr: Array, rows: Array, weights: Array, block: int) -> tuple[Array,
         first[term + 1] = first[term] + count
     entries = first[terms]
     blocks, starts = np.empty(entries, np.uint32), np.empty(entries + 1, np.int64)
-    maxima, places = np.zeros(entries, weights.dtype), np.empty(len(rows), np.uint8)
+    maxima, places = np.zeros(entries, weights.dtype), np.empty(len(rows), np.uint16)
     entry = -1
     for term in range(terms):
         last = -1
@@ -162,7 +164,7 @@ def _cut(indptr: Array, rows: Array, weights: Array, block: int) -> tuple[Array,
                 entry += 1
                 blocks[entry], starts[entry] = last, posting
             maxima[entry] = max(maxima[entry], weights[posting])
-            places[posting] = rows[posting] % block
+            places[posting] = rows[posting] & 0xFFFF
     starts[entries] = len(rows)
     return first, blocks, maxima, starts, places, weights
 
@@ -186,40 +188,57 @@ def _search(
     scores: Array,
 ) -> None:
     """Fill rows and scores (Q, K) of the queries begin : end."""
-    count = (documents + block - 1) // block
+    count, k, wide = (documents + block - 1) // block, rows.shape[1], _WINDOW // block
     bounds = np.empty(count, np.float32)
     order = np.empty(count, np.int32)
-    k = rows.shape[1]
-    batch = np.empty(min(count, _LARGEST), np.int32)
+    batch = np.empty(max(_first(k, block) << (_BATCHES - 1), wide), np.int32)
     sums = np.empty(len(batch) * block, np.float32)
     for query in range(begin, end):
-        terms = query_terms[query_indptr[query] : query_indptr[query + 1]]
-        factor = factors[query_indptr[query] : query_indptr[query + 1]]
+        span = slice(query_indptr[query], query_indptr[query + 1])
+        terms, factor, best_rows, best = query_terms[span], factors[span], rows[query], scores[query]
         bounds[:] = 0
         for place in range(len(terms)):
-            weight = factor[place]
             for entry in range(first[terms[place]], first[terms[place] + 1]):
-                bounds[blocks[entry]] += weight * np.float32(maxima[entry])
-        visited, upto = 0, _falling(bounds, order)
-        found, size = 0, min(max(_FIRST, 2 * k // block), len(batch))
-        while visited < upto:
-            # The next blocks that may still matter: at the k-th score itself a lower row may.
-            needed = scores[query, 0] if found == k else np.float32(0)
+                bounds[blocks[entry]] += factor[place] * np.float32(maxima[entry])
+        upto, visited, found = _falling(bounds, order), 0, 0
+        # The most promising blocks first: they make the k-th score high.
+        for number in range(_BATCHES):
+            needed = best[0] if found == k else np.float32(0)
             taken = 0
-            while visited < upto and taken < size:
-                if bounds[order[visited]] >= needed:
+            while visited < upto and taken < _first(k, block) << number:
+                if bounds[order[visited]] >= needed:  # at the k-th score itself a lower row may be better
                     batch[taken] = order[visited]
+                    bounds[order[visited]] = -1
                     taken += 1
                 visited += 1
             batch[:taken].sort()
-            _sum(terms, factor, batch[:taken], sums, first, blocks, starts, places, weights, block)
-            for place in range(taken):
-                for inside in range(block):
-                    score = sums[place * block + inside]
-                    if score > 0 and (found < k or score >= scores[query, 0]):
-                        found = _keep(rows[query], scores[query], found, batch[place] * block + inside, score)
-            size = min(2 * size, len(batch))
-        _sort(rows[query], scores[query], found)
+            cursors = first[terms]
+            _sum(terms, factor, batch[:taken], sums, cursors, first, blocks, starts, places, weights, block)
+            found = _collect(batch[:taken], sums, False, best_rows, best, found, block)
+        # Then whatever may still matter, in the order of rows.
+        cursors = first[terms]
+        for window in range(0, count if visited < upto else 0, wide):
+            needed = best[0] if found == k else np.float32(0)
+            taken = 0
+            for number in range(window, min(window + wide, count)):
+                if bounds[number] >= needed and bounds[number] > 0:
+                    batch[taken] = number
+                    taken += 1
+            if taken > _DENSE * wide:
+                _sum_all(
+                    terms, factor, window, window + wide, sums, cursors, first, blocks, starts, places, weights
+                )
+                found = _collect(batch[:taken], sums, True, best_rows, best, found, block)
+            elif taken:
+                _sum(terms, factor, batch[:taken], sums, cursors, first, blocks, starts, places, weights, block)
+                found = _collect(batch[:taken], sums, False, best_rows, best, found, block)
+        _sort(best_rows, best, found)
+
+
+@numba.njit(cache=True, nogil=True)
+def _first(k: int, block: int) -> int:
+    """Blocks in the first batch."""
+    return max(_FIRST, 2 * k // block)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -249,6 +268,7 @@ def _sum(
     factor: Array,
     batch: Array,
     sums: Array,
+    cursors: Array,
     first: Array,
     blocks: Array,
     starts: Array,
@@ -256,27 +276,70 @@ def _sum(
     weights: Array,
     block: int,
 ) -> None:
-    """Write the scores of the documents of the blocks `batch` (rising) into `sums`, block after block."""
+    """Write the scores of the blocks `batch` (rising) into `sums`, one after another; cursors move on."""
     sums[: len(batch) * block] = 0
     for term in range(len(terms)):
-        entry, stop = first[terms[term]], first[terms[term] + 1]
+        entry, stop = cursors[term], first[terms[term] + 1]
         weight = factor[term]
         for place in range(len(batch)):
-            wanted = batch[place]
-            if entry < stop and blocks[entry] < wanted:
-                entry = _seek(blocks, entry, stop, wanted)
+            entry = _seek(blocks, entry, stop, batch[place])
             if entry == stop:
                 break
-            if blocks[entry] == wanted:
-                base = place * block
+            if blocks[entry] == batch[place]:
                 for posting in range(starts[entry], starts[entry + 1]):
-                    sums[base + places[posting]] += weight * np.float32(weights[posting])
-                entry += 1
+                    sums[place * block + (places[posting] & (block - 1))] += weight * np.float32(weights[posting])
+        cursors[term] = entry
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_all(
+    terms: Array,
+    factor: Array,
+    window: int,
+    upto: int,
+    sums: Array,
+    cursors: Array,
+    first: Array,
+    blocks: Array,
+    starts: Array,
+    places: Array,
+    weights: Array,
+) -> None:
+    """Write the scores of a window, the blocks window : upto, into `sums`; cursors move on."""
+    sums[:_WINDOW] = 0
+    for term in range(len(terms)):
+        stop = first[terms[term] + 1]
+        begin = _seek(blocks, cursors[term], stop, window)
+        end = _seek(blocks, begin, stop, upto)
+        weight = factor[term]
+        for posting in range(starts[begin], starts[end]):
+            sums[places[posting] & (_WINDOW - 1)] += weight * np.float32(weights[posting])
+        cursors[term] = end
+
+
+@numba.njit(cache=True, nogil=True)
+def _collect(batch: Array, sums: Array, whole: bool, rows: Array, scores: Array, found: int, block: int) -> int:
+    """Keep the best documents of the blocks `batch`, whose sums are one after another or a whole window's."""
+    k = len(rows)
+    for place in range(len(batch)):
+        base = (batch[place] * block) % _WINDOW if whole else place * block
+        needed = scores[0] if found == k else np.float32(0)
+        near = False
+        for inside in range(base, base + block):
+            near |= sums[inside] >= needed
+        if near:
+            for inside in range(block):
+                score = sums[base + inside]
+                if score > 0 and (found < k or score >= scores[0]):
+                    found = _keep(rows, scores, found, batch[place] * block + inside, score)
+    return found
 
 
 @numba.njit(cache=True, nogil=True)
 def _seek(blocks: Array, entry: int, stop: int, wanted: int) -> int:
-    """The first entry after `entry`, whose block is below `wanted`, with one that is not: gallops, then halves."""
+    """The first entry from `entry` on whose block is not below `wanted`, or `stop`: gallops, then halves."""
+    if entry == stop or blocks[entry] >= wanted:
+        return entry
     step = 1
     while entry + step < stop and blocks[entry + step] < wanted:
         entry += step
