@@ -5,6 +5,7 @@ A module declares `TAKES`, the form of the vectors that it indexes and is asked 
 - "dense": an array (N, D) float32.
 - "sparse": a `scipy.sparse.csr_array` (N, V) float32 with sorted column indices, each once, and weights of
   at least 0. A document that shares no term with a query is not a result: row -1, score -inf.
+- a tuple of both: either.
 
 Its other names are `Options` (the keys of a recipe's `[index]`), `build(vectors, folder, options, *,
 document_ids, identity) -> manifest` and `load(folder, threads) -> Index`.
@@ -139,6 +140,12 @@ def check_queries(vectors: Vectors, index: Index, takes: str) -> None:
         )
     if sparse and vectors.nnz and not (vectors.data.min() >= 0 and np.isfinite(vectors.data).all()):
         raise InputError("the query vectors have weights below 0 or not finite, which a sparse index does not take.")
+
+
+def quantise(weights: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
+    """Weights as max(1, round(w / scale)), so that no term is lost, and the scale: the largest weight / 255."""
+    scale = float(weights.max(initial=0)) / 255 or 1.0
+    return np.maximum(np.rint(weights / np.float32(scale)), 1).astype(np.uint8), scale
 
 
 def no_hits(queries: int, k: int) -> Hits:

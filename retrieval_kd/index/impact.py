@@ -20,7 +20,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.index import check_documents, check_queries, no_hits, read_ids, read_manifest, writing
+from retrieval_kd.index import check_documents, check_queries, no_hits, quantise, read_ids, read_manifest, writing
 from retrieval_kd.tables import Table
 from retrieval_kd.types import Hits, InputError
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 TAKES = "sparse"
-_LEVELS = 255  # of a uint8 weight; 0 would be no weight
 _BUCKETS = 1024  # of bounds, to visit blocks in falling order without sorting them all
 _FIRST, _BATCHES = 16, 4  # blocks in the first batch, and how many batches there are, each twice as large
 _WINDOW = 8192  # documents whose sums are in the processor's nearest cache
@@ -56,8 +55,7 @@ def build(
 ) -> dict[str, Any]:
     """Index the documents' vectors into `folder` and return its manifest.
 
-    `identity` describes the tower that made the vectors. In the form "uint8" a weight w is kept as
-    max(1, round(w / scale)), scale = largest weight / 255, so that no term is lost.
+    `identity` describes the tower that made the vectors.
 
     Shapes: vectors (N, V), row i belongs to `document_ids[i]`.
     """
@@ -66,9 +64,8 @@ def build(
         by_term = vectors.tocsc()  # rows rise within a term
         by_term.eliminate_zeros()
         weights, scale, largest = by_term.data, 1.0, float(by_term.data.max(initial=0))
-        if options.weights == "uint8" and largest > 0:
-            scale = largest / _LEVELS
-            weights = np.maximum(np.rint(weights / np.float32(scale)), 1).astype(np.uint8)
+        if options.weights == "uint8":
+            weights, scale = quantise(weights)
         arrays = _cut(by_term.indptr.astype(np.int64), by_term.indices, weights, options.block)
         for name, array in zip(_ARRAYS, arrays, strict=True):
             np.save(scratch / f"{name}.npy", _narrow(array) if name in ("blocks", "starts") else array)
