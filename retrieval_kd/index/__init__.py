@@ -80,7 +80,7 @@ def read_ids(folder: Path, count: int) -> list[str]:
 def writing(
     folder: Path, kind: str, options: Table, vectors: Vectors, document_ids: Sequence[str], identity: Mapping[str, Any]
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield a scratch folder for the kind's files, and the manifest, to which the block may add; then put both in place.
+    """Yield a scratch folder for the kind's files, and the manifest, to which the block may add; then put it in place.
 
     The time of the block is the manifest's `seconds`; one that fails leaves `folder` as it was.
     """
@@ -130,7 +130,7 @@ def _row(vectors: Vectors, bad: NDArray[np.bool_]) -> int:
 
 
 def check_queries(vectors: Vectors, index: Index, takes: str) -> None:
-    """InputError for query vectors that do not fit the index: another form or width, or weights that it does not take."""
+    """InputError for query vectors that do not fit the index: another form or width, or weights below 0."""
     sparse = not isinstance(vectors, np.ndarray)
     if sparse != (takes == "sparse") or vectors.ndim != 2 or vectors.shape[1] != index.manifest["dimension"]:
         raise InputError(

@@ -222,9 +222,7 @@ def _search(
                     batch[taken] = number
                     taken += 1
             if taken > _DENSE * wide:
-                _sum_all(
-                    terms, factor, window, window + wide, sums, cursors, first, blocks, starts, places, weights
-                )
+                _sum_all(terms, factor, window, window + wide, sums, cursors, first, blocks, starts, places, weights)
                 found = _collect(batch[:taken], sums, True, best_rows, best, found, block)
             elif taken:
                 _sum(terms, factor, batch[:taken], sums, cursors, first, blocks, starts, places, weights, block)

@@ -113,6 +113,7 @@ class MilvusIndex:
             found = self._client.search(
                 self.manifest["collection"],
                 data=[values[query] for query in batch],
+                anns_field="vector",
                 limit=k,
                 search_params={"metric_type": "IP"},
                 consistency_level="Strong",

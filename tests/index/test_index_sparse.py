@@ -17,7 +17,6 @@ from retrieval_kd.index import Index, impact, open_index
 from retrieval_kd.tables import kind_module
 from retrieval_kd.types import Hits, InputError
 
-QUANTISED = {"lucene"}  # these too are exact, on the weights of 8 bits
 CASES = [
     ("impact", {}),
     ("impact", {"block": 8}),
@@ -51,7 +50,9 @@ def kept(vectors: csr_array, weights: str = "uint8") -> NDArray[np.float64]:
     """The documents' weights as an exact index keeps them, written anew."""
     full = vectors.toarray().astype(np.float64)
     step = full.max(initial=0) / 255
-    return full if weights == "float32" or step == 0 else np.where(full > 0, np.maximum(np.rint(full / step), 1), 0) * step
+    return (
+        full if weights == "float32" or step == 0 else np.where(full > 0, np.maximum(np.rint(full / step), 1), 0) * step
+    )
 
 
 def assert_product(hits: Hits, queries: csr_array, documents: NDArray[np.float64], k: int) -> None:
