@@ -76,7 +76,7 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
     student = kind_module("students", recipe.student.kind)
     if student.SEARCHES:
         takes = kind_module("index", recipe.index.kind).TAKES
-        if student.GIVES not in takes:
+        if student.GIVES not in ((takes,) if isinstance(takes, str) else takes):
             needed = "impact" if student.GIVES == "sparse" else "faiss"
             raise InputError(
                 f"index kind {recipe.index.kind!r} does not take {student.GIVES} vectors, which those of a "

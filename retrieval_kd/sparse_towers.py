@@ -160,9 +160,7 @@ class _Batch:
     micro_batch_tokens, gradient_caching = BATCH_TOKENS, False
 
 
-def encode_sparse(
-    towers: Towers, texts: Sequence[str], side: Side, precision: Precision
-) -> scipy.sparse.csr_array:
+def encode_sparse(towers: Towers, texts: Sequence[str], side: Side, precision: Precision) -> scipy.sparse.csr_array:
     """Encode rendered texts (the prompt is part of them): (n, V) float32, in the order given."""
     modules = towers.side(side)
     tokens = [np.array(ids, np.int32) for ids in tokenize(modules, texts)]

@@ -42,9 +42,7 @@ def pool_vocabulary(
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, double: bool
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, double: bool) -> Tensor:
         n, length, _ = hidden.shape
         first = mask.int().argmax(1)  # a token that counts stands in for those that do not: no maximum is theirs
         own = hidden[torch.arange(n, device=hidden.device), first]
@@ -84,9 +82,7 @@ class _MaxPool(torch.autograd.Function):
 
 class _SumPool(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, double: bool
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, double: bool) -> Tensor:
         n, length, _ = hidden.shape
         values = hidden.new_empty(n, len(weight), dtype=torch.float32)
         for part in _parts(len(weight), n * length):
@@ -143,9 +139,7 @@ def _slope(values: Tensor, double: bool) -> Tensor:
 
 def _spread(rows: Tensor, columns: Tensor, values: Tensor, count: int, matrix: Tensor) -> Tensor:
     """The product of a sparse matrix (count, len(matrix)), given by its entries, and `matrix`: (count, D) float32."""
-    sparse = torch.sparse_coo_tensor(
-        torch.stack([rows, columns]), values, (count, len(matrix)), check_invariants=False
-    )
+    sparse = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (count, len(matrix)), check_invariants=False)
     with torch.autocast(matrix.device.type, enabled=False):
         return torch.sparse.mm(sparse, matrix.detach().float())
 

@@ -86,9 +86,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp())
     torch.manual_seed(SEED)
     source = locate_model(MINILM)
-    model: Any = AutoModelForMaskedLM.from_pretrained(
-        source, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    )
+    model: Any = AutoModelForMaskedLM.from_pretrained(source, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     del model

@@ -82,9 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace_of(place: Path, name: str, kind: str, model: str, student: str = "", regularizer: str = PENALTY) -> Any:
     path = place / f"{name}.toml"
     data = str(place / "toy")
-    path.write_text(
-        RECIPE.format(data=data, kind=kind, model=place / model, student=student, regularizer=regularizer)
-    )
+    path.write_text(RECIPE.format(data=data, kind=kind, model=place / model, student=student, regularizer=regularizer))
     return Workspace(path, place / "work" / name, place / "store")
 
 

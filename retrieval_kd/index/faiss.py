@@ -6,20 +6,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.files import atomic, read_json, size_bytes, write_json
-from retrieval_kd.index import FORMAT, MANIFEST, read_manifest
+from retrieval_kd.index import check_documents, check_queries, in_order, no_hits, read_ids, read_manifest, writing
 from retrieval_kd.tables import Positive, Table
 from retrieval_kd.types import Hits, InputError
 
-TAKES = {"dense"}
-_VECTORS, _IDS = "index.faiss", "document_ids.json"
+TAKES = "dense"
+_VECTORS = "index.faiss"
 
 
 class Options(Table):
@@ -45,41 +43,21 @@ def build(
 
     Shapes: vectors (N, D), row i belongs to `document_ids[i]`.
     """
-    assert vectors.ndim == 2, "vectors (N, D)"
-    assert len(vectors) == len(document_ids), "one vector a document"
-    if not np.isfinite(vectors).all():
-        bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise InputError(f"the vector of document {document_ids[bad]!r} has values that are not finite numbers.")
-    if len(set(document_ids)) < len(document_ids):
-        raise InputError("document ids occur twice; a result could not be told from another.")
+    check_documents(vectors, document_ids)
     vectors = np.ascontiguousarray(vectors, np.float32)
-    start = perf_counter()
-    try:
-        index = faiss.index_factory(vectors.shape[1], options.factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise InputError(f"index.factory: FAISS cannot build {options.factory!r} ({_reason(error)}).") from None
-    _set_search(index, options)  # saved with the index
-    if not index.is_trained:
-        _train(index, vectors, options.factory)
-    try:
-        index.add(vectors)
-    except RuntimeError as error:
-        raise InputError(f"index.factory: FAISS cannot fill {options.factory!r} ({_reason(error)}).") from None
-    with atomic(folder) as scratch:
-        scratch.mkdir()
+    with writing(folder, "faiss", options, vectors, document_ids, identity) as (scratch, _):
+        try:
+            index = faiss.index_factory(vectors.shape[1], options.factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise InputError(f"index.factory: FAISS cannot build {options.factory!r} ({_reason(error)}).") from None
+        _set_search(index, options)  # saved with the index
+        if not index.is_trained:
+            _train(index, vectors, options.factory)
+        try:
+            index.add(vectors)
+        except RuntimeError as error:
+            raise InputError(f"index.factory: FAISS cannot fill {options.factory!r} ({_reason(error)}).") from None
         faiss.write_index(index, str(scratch / _VECTORS))
-        write_json(scratch / _IDS, list(document_ids))
-        manifest = {
-            "format": FORMAT,
-            "kind": "faiss",
-            **options.model_dump(),
-            "documents": len(vectors),
-            "dimension": vectors.shape[1],
-            "identity": identity,
-            "bytes": size_bytes(scratch),
-            "seconds": round(perf_counter() - start, 3),
-        }
-        write_json(scratch / MANIFEST, manifest)
     return read_manifest(folder)
 
 
@@ -96,37 +74,24 @@ class FaissIndex:
     def load(cls, folder: Path, threads: int = 1) -> FaissIndex:
         """Open a folder that `build` made; a search uses `threads`."""
         manifest = read_manifest(folder)
-        document_ids = read_json(folder / _IDS)
         try:
             index = faiss.read_index(str(folder / _VECTORS))
         except RuntimeError as error:
             raise InputError(f"{folder / _VECTORS} cannot be read ({_reason(error)}); build it again.") from None
-        if not index.ntotal == len(document_ids) == manifest["documents"]:
-            raise InputError(
-                f"{folder}: {index.ntotal} vectors, {len(document_ids)} document ids and a manifest of "
-                f"{manifest['documents']} documents do not belong together; build it again."
-            )
-        return cls(index, document_ids, manifest, threads)
+        return cls(index, read_ids(folder, index.ntotal), manifest, threads)
 
     def search(self, vectors: NDArray[np.float32], k: int) -> Hits:
         """The best `k` documents of each query by inner product; equal scores in the order of rows.
 
         Shapes: vectors (Q, D); Hits (Q, min(k, N)), row -1 where an approximate index finds fewer.
         """
-        if vectors.ndim != 2 or vectors.shape[1] != self._index.d:
-            raise InputError(
-                f"query vectors of shape {vectors.shape} cannot be searched in an index of width {self._index.d}; "
-                "encode the queries with the student whose documents are indexed."
-            )
+        check_queries(vectors, self, TAKES)
         k = max(0, min(k, self._index.ntotal))
         if k == 0 or len(vectors) == 0:
-            return Hits(np.empty((len(vectors), k), np.int32), np.empty((len(vectors), k), np.float32))
+            return no_hits(len(vectors), k)
         with _using(self._threads):
             scores, rows = self._index.search(np.ascontiguousarray(vectors, np.float32), k)
-        scores[rows < 0] = -np.inf
-        order = np.lexsort((rows, -scores))  # (Q, k), by score, then by row
-        rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
-        return Hits(rows.astype(np.int32), scores.astype(np.float32))
+        return in_order(rows, scores)
 
 
 load = FaissIndex.load

@@ -262,7 +262,9 @@ def _export_table(workspace: Workspace) -> None:
         texts = list(workspace.query_texts("test", workspace.recipe.student.render)[:64])
         difference = QueryTable.load(folder / TABLE).encode(texts) - encode_sparse(towers, texts, "query", "fp32")
         if difference.nnz and abs(difference).max() > workspace.recipe.export.vector_tolerance:
-            raise InputError(f"the exported table gives vectors that differ from torch's by {abs(difference).max():.2g}.")
+            raise InputError(
+                f"the exported table gives vectors that differ from torch's by {abs(difference).max():.2g}."
+            )
         return {"query encoder": "table", "parameters": len(weights)}
 
     workspace.make("served", [identity, "sparse"], work)

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
-from retrieval_kd.sparse_towers import has_head, join_towers, load_sparse_towers
 from retrieval_kd.sparse_student import (
     SparseOptions,
     SparseStudent,
@@ -26,6 +25,7 @@ from retrieval_kd.sparse_student import (
     set_dropout,
     starts_lexically,
 )
+from retrieval_kd.sparse_towers import has_head, join_towers, load_sparse_towers
 from retrieval_kd.types import InputError
 from retrieval_kd.weights import locate_model
 
@@ -97,4 +97,3 @@ def inverse_frequencies(tokenizer: Any, documents: Sequence[str]) -> NDArray[np.
     weights = np.log1p((len(documents) - counts + 0.5) / (counts + 0.5))
     weights[tokenizer.all_special_ids] = 0.0
     return weights.astype(np.float32)
-

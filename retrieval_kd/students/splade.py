@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from retrieval_kd.sparse_towers import join_towers, vocabulary_size
 from retrieval_kd.sparse_student import (
     SparseOptions,
     SparseStudent,
@@ -19,6 +18,7 @@ from retrieval_kd.sparse_student import (
     set_dropout,
     starts_lexically,
 )
+from retrieval_kd.sparse_towers import join_towers, vocabulary_size
 from retrieval_kd.types import InputError
 
 TEACHER = "sparse_encoder"  # the kind that reads a saved student

@@ -132,7 +132,11 @@ def test_every_method_passes_every_check(name: str, tmp_path: Path, monkeypatch:
     """Also that of a student that does not exist yet, taken for one with vectors and an index."""
     method = read_method(name)
     if student_kind(method, existing_kinds()) is None:
-        monkeypatch.setattr(checks, "kind_module", lambda *_: SimpleNamespace(SEARCHES=True, VECTORS=True, GIVES="dense", TAKES={"dense"}))
+        monkeypatch.setattr(
+            checks,
+            "kind_module",
+            lambda *_: SimpleNamespace(SEARCHES=True, VECTORS=True, GIVES="dense", TAKES={"dense"}),
+        )
     recipe = load(tmp_path, minimal(name))
     assert recipe.method == name
     stages = method["recipe"].get("stages", [])

@@ -14,8 +14,8 @@ from sentence_transformers import SparseEncoder
 from tiny import WORDS, tiny_sentence_transformer
 from tiny_sparse import tiny_masked_lm
 
-from retrieval_kd.sparse_towers import encode_sparse, load_sparse_towers
 from retrieval_kd.sparse_student import SparseStudent
+from retrieval_kd.sparse_towers import encode_sparse, load_sparse_towers
 from retrieval_kd.students import Batch, Outputs, inference_free, load_student, splade
 from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
