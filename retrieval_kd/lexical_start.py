@@ -7,6 +7,7 @@ first expansion. The result is an ordinary masked language model, which training
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def make_lexical_model(
     InputError for an encoder whose masked language model has another head than a linear layer and a norm.
     """
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # the head is new, as meant
+    transformers_logging.set_verbosity(logging.ERROR)  # the head is new, as meant
     try:
         model: Any = AutoModelForMaskedLM.from_pretrained(source).eval()
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
@@ -76,7 +77,8 @@ def make_lexical_model(
     _set_head(model, states, tokenizer.all_special_ids, weights, double)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return Transformer(str(folder), transformer_task="fill-mask", max_seq_length=length)
+    module: Transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=length)
+    return module
 
 
 def _make_linear(model: Any) -> None:
@@ -180,4 +182,5 @@ def _term_states(states: States, mean: Tensor, table: Tensor) -> Tensor:
     gram = (known * share).T @ (known * share)
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
     guessed = mean + inputs @ torch.linalg.solve(gram, (known * share).T @ ((averages - mean) * share))
-    return (states.sums + PRIOR * guessed) / (states.counts + PRIOR)[:, None]
+    found: Tensor = (states.sums + PRIOR * guessed) / (states.counts + PRIOR)[:, None]
+    return found

@@ -4,7 +4,8 @@ A language model's head gives each token a logit for every term; a sparse encode
 pool_i f(logit_i), f(x) = log(1 + relu(x)) or log(1 + log(1 + relu(x))). Logits are computed for a part of
 the vocabulary at a time. Of max pooling only the place of each maximum is kept, and the gradient goes to the
 active terms alone; sum pooling computes the logits a second time for the backward pass.
-Source: Formal et al. 2021, arXiv:2107.05720 (sum), arXiv:2109.10086 (max); double log, Shen et al. 2025, arXiv:2504.14839.
+Source: Formal et al. 2021, arXiv:2107.05720 (sum), arXiv:2109.10086 (max); double log, Shen et al. 2025,
+arXiv:2504.14839.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, values, places = ctx.saved_tensors
-        n, length, width = hidden.shape
+        length, width = hidden.shape[1:]
         text, term = torch.nonzero((values > 0) & (gradient != 0), as_tuple=True)  # (m,) each
         slope = gradient[text, term] * _slope(values[text, term], ctx.double)
         place = text * length + places[text, term]
@@ -141,7 +142,7 @@ def _spread(rows: Tensor, columns: Tensor, values: Tensor, count: int, matrix: T
     """The product of a sparse matrix (count, len(matrix)), given by its entries, and `matrix`: (count, D) float32."""
     sparse = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (count, len(matrix)), check_invariants=False)
     with torch.autocast(matrix.device.type, enabled=False):
-        return torch.sparse.mm(sparse, matrix.detach().float())
+        return cast(Tensor, torch.sparse.mm(sparse, matrix.detach().float()))
 
 
 def _grad(parameter: Tensor) -> Tensor:
@@ -165,7 +166,7 @@ def head_of(model: Any) -> nn.Linear:
 def without_head(model: Any) -> Iterator[nn.Linear]:
     """Inside, the model's logits are what its head would have read: token states (n, L, D)."""
     head = head_of(model)
-    head.forward = lambda states: states  # type: ignore[method-assign]
+    head.forward = lambda states: states  # type: ignore[method-assign, assignment]
     try:
         yield head
     finally:

@@ -253,12 +253,12 @@ def _export_table(workspace: Workspace) -> None:
     def work(folder: Path) -> dict[str, Any]:
         towers = workspace.sparse_towers
         tower: Any = towers.query[0]
-        if not isinstance(tower, SparseStaticEmbedding):
+        if type(tower) is not SparseStaticEmbedding:
             return {"query encoder": "torch"}
         weights = tower.weight.detach().numpy()
         (folder / TABLE).mkdir()
-        tokenizer = tower.tokenizer.backend_tokenizer
-        save_table(folder / TABLE, tokenizer, tower.max_seq_length, weights, identity["query"])
+        tokenizer: Any = tower.tokenizer
+        save_table(folder / TABLE, tokenizer.backend_tokenizer, tower.max_seq_length, weights, identity["query"])
         texts = list(workspace.query_texts("test", workspace.recipe.student.render)[:64])
         difference = QueryTable.load(folder / TABLE).encode(texts) - encode_sparse(towers, texts, "query", "fp32")
         if difference.nnz and abs(difference).max() > workspace.recipe.export.vector_tolerance:

@@ -224,7 +224,7 @@ class Workspace:
 
     @cached_property
     def start(self) -> Component:
-        """The student's table; where it starts from the collection, its model is what was made of that, here if need be."""
+        """The student's table; where it starts from the collection, its model is what is made of that, once."""
         student, seed, render = self.recipe.student, self.recipe.training.seed, self.recipe.student.render
         if not begins(student):
             return student

@@ -92,7 +92,7 @@ def begins(component: Component) -> bool:
 
 
 def begin(component: Component, documents: Sequence[str], folder: Path, seed: int) -> None:
-    """Save in `folder`/model what the student starts from; `documents` are those of the collection, as it reads them."""
+    """Save in `folder`/model what the student starts from; `documents` are the collection's, as it reads them."""
     torch.manual_seed(seed)
     kind_module("students", component.kind).begin(options("students", component), documents, folder)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from retrieval_kd.sparse_student import (
     SparseOptions,
@@ -56,7 +57,8 @@ def load(options: Options) -> SparseStudent:
     loaded = load_tower(options, options.query_prompt, options.document_prompt)
     if loaded.query is not loaded.document:
         raise InputError(f"model {options.model!r} has two towers; start a splade student from a model that has one.")
-    query = document = list(loaded.query)
+    query: list[Any] = list(loaded.query)
+    document = query
     if options.document is not None:
         other = load_tower(options.document)
         document = list(other.document)

@@ -213,7 +213,7 @@ def test_a_lexical_start_gives_a_text_the_terms_it_consists_of(
         own[row, [token for token in ids if token not in special]] = True
     other = ~own & own.any(0)  # terms that the collection has elsewhere
     assert found[own].mean() > 3 * found[other].mean()  # of an encoder with random weights
-    with pytest.raises(InputError, match="makes a new head, and .* has one"):
+    with pytest.raises(InputError, match=r"makes a new head, and .* has one"):
         splade.reads_collection(splade.Options(model=models["mlm"], start="lexical"))
     with pytest.raises(InputError, match="begins with a collection"):
         splade.load(options)

@@ -197,6 +197,7 @@ def test_penalties_by_side() -> None:
 
 
 def test_active_terms_are_counted() -> None:
-    vectors = torch.tensor([[0.0, 1.0, 2.0, 0.0], [0.0, 0.0, 0.5, 0.0], [1.0, 1.0, 1.0, 0.0]])
-    assert active_terms("document", outputs(QUERY, vectors)) == (2.0, 4)
-    assert active_terms("query", outputs(torch.zeros(2, 4), vectors)) == (0.0, 4)
+    vectors = torch.tensor([[0.0, 1.0, 2.0, 0.0], [0.0, 0.0, 0.5, 0.0]])
+    found = Outputs(torch.zeros(2, 1), None, torch.zeros(3, 4), vectors)
+    assert active_terms("document", found) == (1.5, 4)
+    assert active_terms("query", found) == (0.0, 4)
