@@ -7,7 +7,6 @@ mistake is one line on standard error and exit code 2.
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrieval_kd import __version__, cli_methods, cli_scores
+from retrieval_kd.cli_output import Json, Quiet, print_json, print_table
 from retrieval_kd.cli_synthesize import synthesize
 from retrieval_kd.extras import EXTRA_OF, missing_extra
 from retrieval_kd.progress import console, say
@@ -50,8 +50,6 @@ Recipe = Annotated[Path, typer.Argument(help="A recipe (TOML).", show_default=Fa
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results [default: work/RECIPE].")]
 StoreFolder = Annotated[Path | None, typer.Option("--store", help="Folder of teacher scores [default: OUT/../store].")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set training.seed=1.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no news.")]
-Json = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line.")]
 AllowUnknown = Annotated[
     bool, typer.Option("--allow-unknown-qrels", help="Drop and count judgements of absent documents.")
 ]
@@ -193,23 +191,18 @@ def mine(
         say(f"{file}: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
     if not quiet and not json_:
         _print_provenance(found)
-    if json_:
-        facts = {"file": str(file), **facts} if file else {"provenance": found}
-        typer.echo(json.dumps({"folder": str(workspace.folder), **facts, "seconds": round(monotonic() - began, 2)}))
+    facts = {"file": str(file), **facts} if file else {"provenance": found}
+    print_json(json_, {"folder": str(workspace.folder), **facts, "seconds": round(monotonic() - began, 2)})
 
 
 def _print_provenance(found: dict[str, dict[str, int]]) -> None:
     """A table of who found how many candidates, of training queries without the judged relevant ones."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("candidates", "found by", "places", "share")
-    for name, counts in found.items():
-        total = max(1, sum(counts.values()))
-        for who, count in counts.items():
-            table.add_row(escape(name), escape(who), f"{count:,}", f"{count / total:.1%}")
-    Console().print(table)
+    rows = [
+        (name, who, f"{count:,}", f"{count / sum(counts.values()):.1%}")
+        for name, counts in found.items()
+        for who, count in counts.items()
+    ]
+    print_table(["candidates", "found by", "places", "share"], rows)
 
 
 @app.command()
@@ -253,8 +246,7 @@ def serve(
         if not part.is_dir():
             raise InputError(f"{part} does not exist; give the folder of a finished run, and an exported form.")
     server.serve(encoder, folder / "index" / "index", folder / "index" / "documents.jsonl", host, port, folder.name)
-    if json_:
-        typer.echo(json.dumps({"served": str(encoder)}))
+    print_json(json_, {"served": str(encoder)})
 
 
 @app.command()
@@ -274,18 +266,14 @@ def doctor(quiet: Quiet = False, json_: Json = False) -> None:
         "packages": packages,
     }
     if not quiet and not json_:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table("package", "extra", "version", title=f"retrieval-kd {__version__}, Python {facts['python']}")
-        for module, fact in packages.items():
-            missing = f'missing: pip install "retrieval-kd[{fact["extra"]}]"'
-            table.add_row(module, fact["extra"], fact["version"] or escape(missing))
-        Console().print(table)
+        rows = [
+            (module, fact["extra"], fact["version"] or f'missing: pip install "retrieval-kd[{fact["extra"]}]"')
+            for module, fact in packages.items()
+        ]
+        title = f"retrieval-kd {__version__}, Python {facts['python']}"
+        print_table(["package", "extra", "version"], rows, title)
         typer.echo(f"{facts['cores']} cores; RKD_DATA {facts['RKD_DATA'] or 'not set'}")
-    if json_:
-        typer.echo(json.dumps(facts))
+    print_json(json_, facts)
 
 
 def _hush() -> None:
@@ -316,9 +304,8 @@ def _finish(workspace: Workspace, result: Any, seconds: float, json_: bool) -> N
 
         typer.echo(f"\n{markdown_table(report['systems'], report['baseline'])}\n")
         say(f"report: {workspace.folder / 'report' / 'report.md'}")
-    if json_:
-        outcome: dict[str, Any] = {"systems": report["systems"]} if report else {"folder": str(workspace.folder)}
-        typer.echo(json.dumps({**outcome, "seconds": round(seconds, 2)}))
+    outcome: dict[str, Any] = {"systems": report["systems"]} if report else {"folder": str(workspace.folder)}
+    print_json(json_, {**outcome, "seconds": round(seconds, 2)})
 
 
 def _version(module: str) -> str | None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 
+from retrieval_kd.cli_output import Json, Quiet, print_json, print_table
 from retrieval_kd.methods import method_names, method_text, read_method
 
 app = typer.Typer(help="List the published methods that a recipe can use by `method = NAME`.", add_completion=False)
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table.")]
-Json = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -25,16 +22,10 @@ def methods(context: typer.Context, quiet: Quiet = False, json_: Json = False) -
         return
     facts = [{"name": name, **_facts(read_method(name))} for name in method_names()]
     if not quiet and not json_:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("name", "title", "needs", "trains")
-        for fact in facts:
-            table.add_row(fact["name"], fact["title"], *(", ".join(fact[key]) or "-" for key in ("needs", "trains")))
-        Console().print(table)
+        rows = [[f["name"], f["title"], *(", ".join(f[key]) or "-" for key in ("needs", "trains"))] for f in facts]
+        print_table(["name", "title", "needs", "trains"], rows)
         typer.echo("rkd methods show NAME prints one, with its paper, figures, pitfalls, roles and stages.")
-    if json_:
-        typer.echo(json.dumps({"methods": facts}, ensure_ascii=False))
+    print_json(json_, {"methods": facts})
 
 
 @app.command()
@@ -47,8 +38,7 @@ def show(
     text = method_text(name)
     if not quiet and not json_:
         typer.echo(text, nl=False)
-    if json_:
-        typer.echo(json.dumps({"name": name, **read_method(name)}, ensure_ascii=False))
+    print_json(json_, {"name": name, **read_method(name)})
 
 
 def _facts(method: dict[str, Any]) -> dict[str, Any]:

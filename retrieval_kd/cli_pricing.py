@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from retrieval_kd.cli_output import print_json, print_table
 from retrieval_kd.progress import console
 
 if TYPE_CHECKING:
@@ -19,24 +19,20 @@ UNKNOWN = "\N{EN DASH}"
 def show(prices: list[Price], json_: bool) -> None:
     """Print a table of the prices, what was spent so far beside them, and the JSON line."""
     if not console.quiet and not json_:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table("teacher", "kind", "pairs", "stored", "to ask", "tokens", "hours", "money", "spent so far")
+        rows = []
         for one in prices:
             asked = f"{one.open:,} {one.unit}"
             cells = [one.teacher, one.kind, f"{one.pairs:,}", f"{one.stored:,}", asked, _number(one.tokens)]
             cells += [_hours(one.seconds), UNKNOWN if one.money is None else f"{one.money:.4g}", _spent(one)]
-            table.add_row(*map(escape, cells))
-        Console().print(table)
+            rows.append(cells)
+        columns = ["teacher", "kind", "pairs", "stored", "to ask", "tokens", "hours", "money", "spent so far"]
+        print_table(columns, rows)
         for one in prices:
             for note in one.notes:
                 typer.echo(f"{one.teacher}: {note}")
         hours = sum(one.seconds or 0.0 for one in prices)
         typer.echo(f"in all {_hours(hours)} hours, as far as is known; nothing was asked for keeps, nothing written")
-    if json_:
-        typer.echo(json.dumps({"teachers": [facts(one) for one in prices]}))
+    print_json(json_, {"teachers": [facts(one) for one in prices]})
 
 
 def facts(price: Price) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from retrieval_kd.cli_diagnostics import parity, stats
+from retrieval_kd.cli_output import DocumentPrompt, Json, QueryPrompt, Quiet, Split, print_json, print_table
 from retrieval_kd.progress import console, say
 from retrieval_kd.tables import kind_module, kinds
 from retrieval_kd.types import InputError
@@ -22,15 +23,10 @@ Root = Annotated[Path, typer.Argument(help="A folder of teacher scores, or of on
 Store = Annotated[Path, typer.Option("--store", help="Folder of teacher scores.")]
 Layout = Annotated[str, typer.Argument(help="Name of a layout; see `rkd scores layouts`.", show_default=False)]
 CollectionName = Annotated[str, typer.Option("--collection", help="pydocs, a BEIR folder, or an ir_datasets id.")]
-Split = Annotated[str, typer.Option("--split", help="Split of the collection.")]
 Splits = Annotated[
     list[str] | None, typer.Option("--split", help="Splits with the queries [default: train, dev, test].")
 ]
 Teacher = Annotated[str, typer.Option("--teacher", help="Name of the teacher, or of its folder in the store.")]
-QueryPrompt = Annotated[str, typer.Option("--query-prompt", help="What the teacher read before each query.")]
-DocumentPrompt = Annotated[str, typer.Option("--document-prompt", help="What the teacher read before each document.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no news.")]
-Json = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line.")]
 
 
 @app.command()
@@ -43,8 +39,8 @@ def layouts(quiet: Quiet = False, json_: Json = False) -> None:
         facts[name] = {"about": about, "form": module.FORM, "written": hasattr(module, "write")}
     if not quiet and not json_:
         rows = [(name, "rw" if fact["written"] else "r", fact["about"]) for name, fact in facts.items()]
-        _table(["layout", "", "about"], rows)
-    _end(json_, facts)
+        print_table(["layout", "", "about"], rows)
+    print_json(json_, facts)
 
 
 @app.command("import")
@@ -75,7 +71,7 @@ def import_(
     loaded = load_collection(collection, split or ["train", "dev", "test"])
     counts = import_scores(layout, file, loaded, teacher, store, options)
     say(", ".join(f"{name} {value:,}" for name, value in counts.items() if name != "store"))
-    _end(json_, counts)
+    print_json(json_, counts)
 
 
 @app.command()
@@ -107,7 +103,7 @@ def export(
     source = open_source(find_store(store, teacher), collection, split, query_prompt, document_prompt)
     counts = export_scores(layout, out, source, allow_missing)
     say(f"{out}: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
-    _end(json_, {"file": str(out), **counts})
+    print_json(json_, {"file": str(out), **counts})
 
 
 @app.command()
@@ -119,166 +115,15 @@ def ls(store: Root, quiet: Quiet = False, json_: Json = False) -> None:
     if not quiet and not json_:
         columns = ["teacher", "kind", "fingerprint", "pairs", "preferences", "rankings", "vectors", "bytes", "parts"]
         rows = [[*(_cell(fact[name]) for name in columns), fact["written"] or "never"] for fact in found]
-        _table([*columns, "last written"], rows)
+        print_table([*columns, "last written"], rows)
         for fact in found:
             if fact["torn"]:
                 typer.echo(f"{fact['folder']}: {fact['torn']} parts cannot be read; see `rkd scores verify {store}`")
-    _end(json_, {"teachers": found})
+    print_json(json_, {"teachers": found})
 
 
-@app.command()
-def stats(
-    stores: Annotated[list[Path], typer.Argument(help="Folders of teacher scores, or of one teacher's.")],
-    collection: Annotated[
-        str | None, typer.Option("--collection", help="Only the scores of this collection, beside its judgements.")
-    ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Split of the collection [default: train].")] = None,
-    query_prompt: Annotated[
-        list[str] | None,
-        typer.Option("--query-prompt", help="What the teachers read before each query: one for all, or one for each."),
-    ] = None,
-    document_prompt: Annotated[
-        list[str] | None, typer.Option("--document-prompt", help="The same before each document.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="A PNG of histograms and agreement to write.")] = None,
-    quiet: Quiet = False,
-    json_: Json = False,
-) -> None:
-    """Say what teachers' scores are like: coverage, range, ties, saturation, agreement with qrels and each other.
-
-    With a scale and a temperature for each, and a word on what looks wrong. Teachers are told in the order given.
-
-    rkd scores stats work/store --collection beir/scifact --split train --plot scores.png
-    """
-    from retrieval_kd.data import load_collection
-    from retrieval_kd.diagnostics import show
-    from retrieval_kd.pipeline.diagnosis import Judge, diagnose
-    from retrieval_kd.store.operations import stores as stores_in
-
-    if collection is None and (split or query_prompt or document_prompt):
-        raise InputError("--split and prompts say which texts of a collection were read; give --collection too.")
-    found = [one for root in stores for one in stores_in(root) if one.parts("scores") or one.folder == root]
-    if not found:
-        raise InputError(f"there is no teacher with scores in {', '.join(map(str, stores))}.")
-    prompts = [_of_each(given, len(found)) for given in (query_prompt, document_prompt)]
-    loaded = load_collection(collection, [split or "train"]) if collection else None
-    judges = [Judge(*judge) for judge in zip(found, *prompts, strict=True)]
-    diagnosis = diagnose(judges, loaded, split or "train")
-    if plot is not None:
-        title = f"{loaded.name}, {split or 'train'}" if loaded else "all stored scores"
-        show.plot(plot, diagnosis.teachers, diagnosis.agreements, diagnosis.counts, title)
-    if not quiet and not json_:
-        _table(["", *diagnosis.teachers], show.teacher_rows(diagnosis.teachers))
-        if diagnosis.agreements:
-            columns = ["agreement of", "shared pairs", "queries", "Kendall's tau", "top-10 overlap"]
-            _table(columns, show.agreement_rows(diagnosis.agreements))
-        for word in diagnosis.advice:
-            typer.echo(word)
-        if plot is not None:
-            typer.echo(str(plot))
-    _end(json_, {**diagnosis.facts(), "plot": str(plot) if plot else None})
-
-
-def _of_each(given: list[str] | None, count: int) -> list[str]:
-    """One prompt for each of `count` teachers."""
-    if given and len(given) not in (1, count):
-        raise InputError(f"{len(given)} prompts for {count} teachers; give one for all, or one each in order.")
-    return given * count if given and len(given) == 1 else given or [""] * count
-
-
-@app.command()
-def parity(
-    first: Annotated[Path, typer.Argument(help="A recipe, or one teacher's folder in a store.", show_default=False)],
-    second: Annotated[
-        Path | None, typer.Argument(help="The folder of the same teacher on another engine.", show_default=False)
-    ] = None,
-    teacher: Annotated[str | None, typer.Option("--teacher", help="Which teacher of the recipe.")] = None,
-    engine: Annotated[str | None, typer.Option("--engine", help="Its other engine: torch, openvino.")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="Its other precision: fp32, bf16, int8.")] = None,
-    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Candidates of the recipe to score on both.")] = 2000,
-    collection: Annotated[str | None, typer.Option("--collection", help="Of two folders, only its pairs.")] = None,
-    split: Split = "test",
-    query_prompt: QueryPrompt = "",
-    document_prompt: DocumentPrompt = "",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the recipe's results.")] = None,
-    store: Annotated[Path | None, typer.Option("--store", help="Folder of teacher scores of the recipe.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe.")] = None,
-    min_tau: Annotated[
-        float | None, typer.Option("--min-tau", help="Exit code 1 where the mean Kendall's tau is below.")
-    ] = None,
-    quiet: Quiet = False,
-    json_: Json = False,
-) -> None:
-    """Say how far a teacher's scores on two engines are apart: errors, orders within lists, nDCG@10 with qrels.
-
-    Of a recipe, both engines score a sample of its candidates, and their scores are kept; of two folders, it is
-    what both hold.
-
-    rkd scores parity recipe.toml --teacher ce --engine openvino --precision int8 --pairs 2000
-    rkd scores parity work/store/ce-1a2b3c4d work/store/ce-5e6f7a8b --collection beir/scifact
-    """
-    console.quiet = quiet
-    if first.is_dir() != (second is not None):
-        raise InputError("give a recipe, or the folders of two teachers.")
-    changes = {name: value for name, value in (("engine", engine), ("precision", precision)) if value}
-    if second is not None:
-        if teacher or changes:
-            raise InputError("--teacher, --engine and --precision are for a recipe; two folders hold their own.")
-        found = _folders_apart(first, second, collection, split, (query_prompt, document_prompt))
-    else:
-        if teacher is None or not changes:
-            raise InputError("give --teacher, and the --engine or --precision to compare it with.")
-        found = _engines_apart(first, (out, store, set_ or []), teacher, changes, pairs, split)
-    if not quiet and not json_:
-        _table(["", ""], _parity_rows(found))
-    _end(json_, found)
-    if min_tau is not None and not (found["kendall_tau"] or 0.0) >= min_tau:
-        typer.echo(f"Kendall's tau {found['kendall_tau']} is below {min_tau}", err=True)
-        raise typer.Exit(1)
-
-
-def _folders_apart(
-    first: Path, second: Path, collection: str | None, split: str, prompts: tuple[str, str]
-) -> dict[str, Any]:
-    from retrieval_kd.data import load_collection
-    from retrieval_kd.pipeline.parity import check_stores
-    from retrieval_kd.store.operations import open_folder
-
-    loaded = load_collection(collection, [split]) if collection else None
-    return check_stores(open_folder(first), open_folder(second), loaded, split, prompts).facts
-
-
-def _engines_apart(
-    recipe: Path,
-    where: tuple[Path | None, Path | None, list[str]],
-    teacher: str,
-    changes: dict[str, str],
-    pairs: int,
-    split: str,
-) -> dict[str, Any]:
-    from retrieval_kd.pipeline import Workspace
-    from retrieval_kd.pipeline.parity import check_engines
-
-    out, store, overrides = where
-    return check_engines(Workspace(recipe, out, store, overrides, dry=True), teacher, changes, pairs, split).facts
-
-
-def _parity_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    ndcg = found["ndcg"]
-    return [
-        ("pairs, lists", f"{found['pairs']:,}, {found['lists']:,}"),
-        ("answered by one alone", f"{found['unanswered']:,}"),
-        ("spread of the first's scores", f"{found['spread']:.4g}"),
-        ("largest error", f"{found['max_error']:.4g}"),
-        ("mean error", f"{found['mean_error']:.4g}"),
-        ("Kendall's tau, mean of the lists", _share(found["kendall_tau"])),
-        ("the worst list's", _share(found["worst_tau"])),
-        ("nDCG@10", f"{ndcg[0]:.4f} -> {ndcg[1]:.4f} ({found['ndcg_change']:+.4f})" if ndcg else "no qrels"),
-    ]
-
-
-def _share(value: float | None) -> str:
-    return "\N{EN DASH}" if value is None else f"{value:.4f}"
+app.command()(stats)
+app.command()(parity)
 
 
 @app.command()
@@ -309,7 +154,7 @@ def verify(store: Root, quiet: Quiet = False, json_: Json = False) -> None:
     if not json_:
         for path, problem in torn.items():
             typer.echo(f"{path}: {problem}", err=True)
-    _end(json_, {"whole": not torn, "teachers": found})
+    print_json(json_, {"whole": not torn, "teachers": found})
     if torn:
         raise typer.Exit(1)
 
@@ -338,7 +183,7 @@ def quarantine(
     if not quiet and not json_:
         for old, new in moved.items():
             typer.echo(f"{old} -> {new}")
-    _end(json_, {"moved": moved})
+    print_json(json_, {"moved": moved})
 
 
 @app.command()
@@ -368,7 +213,7 @@ def compact(
                     f"{one.folder.name}: {kind}: {before:,} parts -> {counts['parts']:,}, "
                     f"{rows:,} rows -> {counts['rows']:,}"
                 )
-    _end(json_, {"teachers": done})
+    print_json(json_, {"teachers": done})
 
 
 @app.command()
@@ -388,7 +233,7 @@ def merge(
     counts = merge_stores(open_folder(into), open_folder(other))
     if not quiet and not json_:
         typer.echo(f"{into}: {counts['copied']} parts copied; {other} is as it was")
-    _end(json_, counts)
+    print_json(json_, counts)
 
 
 @app.command()
@@ -420,24 +265,8 @@ def push(
     address = scores.push(out, repo) if repo else None
     if address:
         say(address)
-    _end(json_, {"folder": str(out), **counts, "address": address})
-
-
-def _table(columns: list[str], rows: list[Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*(escape(str(value)) for value in row))
-    Console().print(table)
+    print_json(json_, {"folder": str(out), **counts, "address": address})
 
 
 def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _end(json_: bool, facts: dict[str, Any]) -> None:
-    if json_:
-        typer.echo(json.dumps(facts))

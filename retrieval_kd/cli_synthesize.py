@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from retrieval_kd.cli_output import Json, Quiet, print_json
 from retrieval_kd.progress import console, say
 from retrieval_kd.tables import parse
 from retrieval_kd.types import InputError
@@ -17,8 +17,8 @@ from retrieval_kd.types import InputError
 def synthesize(
     table: Annotated[Path, typer.Argument(help="What to make (TOML).", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="The BEIR folder to write.", show_default=False)],
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no news.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line.")] = False,
+    quiet: Quiet = False,
+    json_: Json = False,
 ) -> None:
     """Let a language model write queries and passages for a collection, as a BEIR folder. Stopped? Give it again.
 
@@ -39,5 +39,4 @@ def synthesize(
         raise InputError(f"{table}: not valid TOML: {error}.") from None
     counts = make(options, out)
     say(f"{out}: " + ", ".join(f"{what} {count:,}" for what, count in counts.items()))
-    if json_:
-        typer.echo(json.dumps({"folder": str(out), **counts}))
+    print_json(json_, {"folder": str(out), **counts})

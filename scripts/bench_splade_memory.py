@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +90,8 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     del model
     contender = {"sentence_transformers": _theirs, "retrieval_kd": _ours}[arguments.contender]
-    run, losses, seconds = contender(arguments, folder, *bench_train._triples(arguments))
-    before = bench_train._resident_mb()
+    run, losses, seconds = contender(arguments, folder, *bench_train.triples(arguments))
+    before = bench_train.resident_mb()
     run()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": seconds[WARM:], "losses": losses, "peak_mb": peak - before}
@@ -105,51 +104,16 @@ def _ours(
     documents: list[str],
     rows: np.ndarray,
     scores: np.ndarray,
-) -> tuple[Any, list[float], list[float]]:
-    from retrieval_kd.stages import Regularizer, Stage, Term, Training
+) -> bench_train.Contender:
+    from retrieval_kd.stages import Regularizer, Term
     from retrieval_kd.students.splade import Options, load
-    from retrieval_kd.train import loop
-    from retrieval_kd.trainset import Tokens, TrainSet
-    from retrieval_kd.types import Hits
 
     student = load(Options(model=str(folder), max_length=arguments.length))
-    trainset = TrainSet(
-        query_tokens=Tokens.pack(student.tokenize(queries, "query")),
-        document_tokens=Tokens.pack(student.tokenize(documents, "document")),
-        hits=Hits(rows.astype(np.int32), np.zeros(rows.shape, np.float32)),
-        teachers=["bm25"],
-        scores=scores[None].astype(np.float32),
-        positive=np.arange(2) == np.zeros((len(queries), 1), int),
-    )
-    stage = Stage(
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        candidates=2,
-        learning_rate=2e-5,
-        schedule="constant",
-        warmup=0.0,
-        terms=(Term(loss="margin_mse", teachers=("bm25",)),),
-        regularizers=(Regularizer(name="flops", weight=PENALTY),),
-    )
-    settings = Training(checkpoint_steps=10**9, micro_batch_tokens=arguments.micro_batch_tokens)
-    losses: list[float] = []
-    seconds: list[float] = []
-    step = loop.Run.step
-
-    def timed(self: Any, number: int) -> Any:
-        began = time.perf_counter()
-        found = step(self, number)
-        losses.append(found[0]["loss"].item())
-        seconds.append(time.perf_counter() - began)
-        return found
-
-    loop.Run.step = timed  # type: ignore[method-assign]
-
-    def run() -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            loop.train(student, trainset, stage, settings, Path(scratch), "bench")
-
-    return run, losses, seconds
+    more = {
+        "terms": (Term(loss="margin_mse", teachers=("bm25",)),),
+        "regularizers": (Regularizer(name="flops", weight=PENALTY),),
+    }
+    return bench_train.our_trainer(arguments, student, queries, documents, rows, scores, more)
 
 
 def _theirs(
@@ -159,67 +123,17 @@ def _theirs(
     documents: list[str],
     rows: np.ndarray,
     scores: np.ndarray,
-) -> tuple[Any, list[float], list[float]]:
-    from datasets import Dataset
+) -> bench_train.Contender:
     from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
-    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from sentence_transformers.sparse_encoder.callbacks.splade_callbacks import SpladeRegularizerWeightSchedulerCallback
     from sentence_transformers.sparse_encoder.losses import SparseMarginMSELoss, SpladeLoss
-    from torch.utils.data import SequentialSampler
-    from transformers import TrainerCallback
-
-    from retrieval_kd.stages import Stage, Term
-    from retrieval_kd.train.batches import draw
-    from retrieval_kd.trainset import Tokens, TrainSet
-    from retrieval_kd.types import Hits
 
     model = SparseEncoder(str(folder), device="cpu")
     model.max_seq_length = arguments.length
-    plain = TrainSet(Tokens.pack([[0]] * len(queries)), hits=Hits(rows.astype(np.int32), scores.astype(np.float32)))
-    stage = Stage(steps=arguments.steps, batch_size=arguments.batch_size, terms=(Term(loss="margin_mse"),))
-    order = np.concatenate([draw(plain, stage, (0, 0), step).queries for step in range(arguments.steps)])
-    data = Dataset.from_dict(
-        {
-            "query": [queries[place] for place in order],
-            "positive": [documents[row] for row in rows[order, 0]],
-            "negative": [documents[row] for row in rows[order, 1]],
-            "label": (scores[order, 0] - scores[order, 1]).tolist(),
-        }
-    )
-    losses: list[float] = []
-    seconds: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            seconds.append(time.perf_counter() - self.began)
-
-        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-            if "loss" in logs:
-                losses.append(float(logs["loss"]))
-
-    settings = SparseEncoderTrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        max_steps=arguments.steps,
-        per_device_train_batch_size=arguments.batch_size,
-        learning_rate=2e-5,
-        lr_scheduler_type="constant",
-        weight_decay=0.01,
-        use_cpu=True,
-        logging_steps=1,
-        logging_first_step=True,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        batch_sampler=lambda dataset, batch_size, drop_last, **_: DefaultBatchSampler(
-            SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last
-        ),
-    )
+    data, clock, losses, seconds = bench_train.their_data(arguments, queries, documents, rows, scores)
+    settings = SparseEncoderTrainingArguments(use_cpu=True, **bench_train.their_settings(arguments))
     loss = SpladeLoss(model, SparseMarginMSELoss(model), document_regularizer_weight=PENALTY)
-    trainer = SparseEncoderTrainer(model, settings, train_dataset=data, loss=loss, callbacks=[Clock()])
-    from sentence_transformers.sparse_encoder.callbacks.splade_callbacks import SpladeRegularizerWeightSchedulerCallback
-
+    trainer = SparseEncoderTrainer(model, settings, train_dataset=data, loss=loss, callbacks=[clock])
     trainer.remove_callback(SpladeRegularizerWeightSchedulerCallback)  # a penalty of constant weight
     loss.document_regularizer_weight = PENALTY
     return trainer.train, losses, seconds

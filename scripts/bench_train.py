@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 
 LENGTH, SEED, WARM = 256, 0, 2
+Contender = tuple[Callable[[], Any], list[float], list[float]]  # what trains; losses and seconds, which it fills
 
 
 def main() -> None:
@@ -87,7 +89,7 @@ def _spawn(arguments: argparse.Namespace, contender: str, precision: str) -> dic
     return found
 
 
-def _triples(arguments: argparse.Namespace) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
+def triples(arguments: argparse.Namespace) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
     """Queries (n,), documents, rows (n, 2) of the documents, teacher scores (n, 2): BM25's, over 10."""
     from retrieval_kd.data import load_collection
     from retrieval_kd.tables import Component
@@ -111,9 +113,9 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     torch.manual_seed(SEED)
     contender = {"sentence_transformers": _theirs, "retrieval_kd": _ours}[arguments.contender]
-    run, losses, seconds = contender(arguments, *_triples(arguments))
+    run, losses, seconds = contender(arguments, *triples(arguments))
     cuda = arguments.device == "cuda"
-    before = torch.cuda.memory_allocated() / 2**20 if cuda else _resident_mb()
+    before = torch.cuda.memory_allocated() / 2**20 if cuda else resident_mb()
     run()
     peak = (
         torch.cuda.max_memory_allocated() / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -123,20 +125,36 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _ours(
     arguments: argparse.Namespace, queries: list[str], documents: list[str], rows: np.ndarray, scores: np.ndarray
-) -> tuple[Any, list[float], list[float]]:
-    from retrieval_kd.stages import Stage, Term, Training
+) -> Contender:
+    from retrieval_kd.stages import Term
     from retrieval_kd.students.dense import Options, load
-    from retrieval_kd.train import loop
-    from retrieval_kd.trainset import Tokens, TrainSet
-    from retrieval_kd.types import Hits
     from retrieval_kd.weights import MINILM
 
     student = load(Options(model=MINILM, max_length=LENGTH, dropout=0.0))
-    hits = Hits(rows.astype(np.int32), np.zeros(rows.shape, np.float32))
+    terms = (Term(loss="margin_mse", teachers=("bm25",)),)
+    more = {"terms": terms, "precision": arguments.precision[0]}
+    return our_trainer(arguments, student, queries, documents, rows, scores, more)
+
+
+def our_trainer(
+    arguments: argparse.Namespace,
+    student: Any,
+    queries: list[str],
+    documents: list[str],
+    rows: np.ndarray,
+    scores: np.ndarray,
+    more: dict[str, Any],
+) -> Contender:
+    """This loop on the triples; `more` are the stage's terms and the like."""
+    from retrieval_kd.stages import Stage, Training
+    from retrieval_kd.train import loop
+    from retrieval_kd.trainset import Tokens, TrainSet
+    from retrieval_kd.types import Hits
+
     trainset = TrainSet(
         query_tokens=Tokens.pack(student.tokenize(queries, "query")),
         document_tokens=Tokens.pack(student.tokenize(documents, "document")),
-        hits=hits,
+        hits=Hits(rows.astype(np.int32), np.zeros(rows.shape, np.float32)),
         teachers=["bm25"],
         scores=scores[None].astype(np.float32),
         positive=np.arange(2) == np.zeros((len(queries), 1), int),
@@ -148,8 +166,7 @@ def _ours(
         learning_rate=2e-5,
         schedule="constant",
         warmup=0.0,
-        precision=arguments.precision[0],
-        terms=(Term(loss="margin_mse", teachers=("bm25",)),),
+        **more,
     )
     settings = Training(checkpoint_steps=10**9, micro_batch_tokens=arguments.micro_batch_tokens)
     losses: list[float] = []
@@ -174,23 +191,15 @@ def _ours(
 
 def _theirs(
     arguments: argparse.Namespace, queries: list[str], documents: list[str], rows: np.ndarray, scores: np.ndarray
-) -> tuple[Any, list[float], list[float]]:
-    from datasets import Dataset
+) -> Contender:
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
     )
-    from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.sentence_transformer.losses import MarginMSELoss
     from torch.nn import Dropout
-    from torch.utils.data import SequentialSampler
-    from transformers import TrainerCallback
 
-    from retrieval_kd.stages import Stage, Term
-    from retrieval_kd.train.batches import draw
-    from retrieval_kd.trainset import Tokens, TrainSet
-    from retrieval_kd.types import Hits
     from retrieval_kd.weights import MINILM, locate_model
 
     model = SentenceTransformer(str(locate_model(MINILM)), device=arguments.device)
@@ -198,7 +207,28 @@ def _theirs(
     for module in model.modules():
         if isinstance(module, Dropout):
             module.p = 0.0
-    # The batches of our loop, in its order.
+    data, clock, losses, seconds = their_data(arguments, queries, documents, rows, scores)
+    settings = SentenceTransformerTrainingArguments(
+        bf16=arguments.precision[0] == "bf16", use_cpu=arguments.device == "cpu", **their_settings(arguments)
+    )
+    trainer = SentenceTransformerTrainer(
+        model, settings, train_dataset=data, loss=MarginMSELoss(model), callbacks=[clock]
+    )
+    return trainer.train, losses, seconds
+
+
+def their_data(
+    arguments: argparse.Namespace, queries: list[str], documents: list[str], rows: np.ndarray, scores: np.ndarray
+) -> tuple[Any, Any, list[float], list[float]]:
+    """The batches of our loop, in its order, a callback for their trainer, and the losses and seconds that it notes."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+
+    from retrieval_kd.stages import Stage, Term
+    from retrieval_kd.train.batches import draw
+    from retrieval_kd.trainset import Tokens, TrainSet
+    from retrieval_kd.types import Hits
+
     plain = TrainSet(Tokens.pack([[0]] * len(queries)), hits=Hits(rows.astype(np.int32), scores.astype(np.float32)))
     stage = Stage(steps=arguments.steps, batch_size=arguments.batch_size, terms=(Term(loss="margin_mse"),))
     order = np.concatenate([draw(plain, stage, (0, 0), step).queries for step in range(arguments.steps)])
@@ -224,32 +254,34 @@ def _theirs(
             if "loss" in logs:
                 losses.append(float(logs["loss"]))
 
-    folder = tempfile.mkdtemp()
-    settings = SentenceTransformerTrainingArguments(
-        output_dir=folder,
-        max_steps=arguments.steps,
-        per_device_train_batch_size=arguments.batch_size,
-        learning_rate=2e-5,
-        lr_scheduler_type="constant",
-        weight_decay=0.01,
-        bf16=arguments.precision[0] == "bf16",
-        use_cpu=arguments.device == "cpu",
-        logging_steps=1,
-        logging_first_step=True,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        batch_sampler=lambda dataset, batch_size, drop_last, **_: DefaultBatchSampler(
+    return data, Clock(), losses, seconds
+
+
+def their_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Training arguments that make their trainer do what our loop does, batch by batch."""
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from torch.utils.data import SequentialSampler
+
+    return {
+        "output_dir": tempfile.mkdtemp(),
+        "max_steps": arguments.steps,
+        "per_device_train_batch_size": arguments.batch_size,
+        "learning_rate": 2e-5,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.01,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "batch_sampler": lambda dataset, batch_size, drop_last, **_: DefaultBatchSampler(
             SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last
         ),
-    )
-    trainer = SentenceTransformerTrainer(
-        model, settings, train_dataset=data, loss=MarginMSELoss(model), callbacks=[Clock()]
-    )
-    return trainer.train, losses, seconds
+    }
 
 
-def _resident_mb() -> float:
+def resident_mb() -> float:
+    """Megabytes that this process holds in memory."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize() / 2**20
 

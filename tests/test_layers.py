@@ -27,7 +27,17 @@ LAYERS = [
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
     | {"diagnostics", "answers", "workers", "cluster", "pricing"},
     {"pipeline"},
-    {"cli", "cli_methods", "cli_pricing", "cli_scores", "cli_synthesize", "server", "__main__"},
+    {
+        "cli",
+        "cli_diagnostics",
+        "cli_methods",
+        "cli_output",
+        "cli_pricing",
+        "cli_scores",
+        "cli_synthesize",
+        "server",
+        "__main__",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OF_KINDS = {"teachers", "students", "index"}

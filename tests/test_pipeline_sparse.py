@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sentence_transformers import SparseEncoder
-from tiny import WORDS, tiny_sentence_transformer
-from tiny_sparse import tiny_masked_lm
+from tiny import WORDS, tiny_masked_lm, tiny_sentence_transformer
 
 from retrieval_kd import pipeline
 from retrieval_kd.files import load_hits, read_json

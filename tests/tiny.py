@@ -76,8 +76,34 @@ def tiny_sentence_transformer(
     """A model of `width` dimensions with seeded weights; its transformer is saved in `folder`."""
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BertModel(_config(len(tokenizer), layers, width))
+    model.save_pretrained(folder)
+    modules: list[torch.nn.Module] = [Transformer(str(folder), max_seq_length=MAX_LENGTH), Pooling(width, "mean")]
+    if normalize:
+        modules.append(Normalize())
+    return SentenceTransformer(modules=modules, device="cpu").eval()
+
+
+def tiny_masked_lm(folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0) -> Path:
+    """Save a masked language model whose logits are positive for some terms and negative for others."""
+    tokenizer = _tokenizer()
+    tokenizer.model_max_length = MAX_LENGTH
+    tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BertForMaskedLM(_config(len(tokenizer), layers, width))
+        with torch.no_grad():
+            model.cls.predictions.bias.normal_(-1.5, 0.5)
+            model.cls.predictions.decoder.bias.copy_(model.cls.predictions.bias)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _config(vocabulary: int, layers: int, width: int) -> BertConfig:
+    return BertConfig(
+        vocab_size=vocabulary,
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=4,
@@ -87,25 +113,6 @@ def tiny_sentence_transformer(
         attention_probs_dropout_prob=0.0,
         initializer_range=0.2,  # wide, so that texts differ
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = BertModel(config)
-    model.save_pretrained(folder)
-    modules: list[torch.nn.Module] = [Transformer(str(folder), max_seq_length=MAX_LENGTH), Pooling(width, "mean")]
-    if normalize:
-        modules.append(Normalize())
-    return SentenceTransformer(modules=modules, device="cpu").eval()
-
-
-def tiny_splade(folder: Path, *, seed: int = 0) -> Path:
-    """A masked language model with seeded weights, in a folder, some of whose logits are above 0."""
-    tower = tiny_sentence_transformer(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = BertForMaskedLM(BertConfig.from_pretrained(folder))
-    model.save_pretrained(folder)
-    tower.tokenizer.save_pretrained(folder)
-    return folder
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

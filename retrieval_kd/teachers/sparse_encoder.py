@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy.sparse
+import scipy.sparse.linalg
 from numpy.typing import NDArray
 from sentence_transformers import SparseEncoder as Model
 
@@ -31,19 +32,6 @@ class Options(Table):
     document_prompt: str | None = None
     precision: Precision = "fp32"
     batch_tokens: Positive = 2048  # padding included; each token has a logit for every word of the vocabulary
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Sparse vectors of n texts: the non-zero weights of one after those of the other, by rising term."""
-
-    starts: NDArray[np.int64]  # (n + 1,)
-    terms: NDArray[np.int32]
-    weights: NDArray[np.float32]
-
-    def __getitem__(self, place: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        inside = slice(self.starts[place], self.starts[place + 1])
-        return self.terms[inside], self.weights[inside]
 
 
 class SparseEncoder:
@@ -73,103 +61,62 @@ class SparseEncoder:
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> NDArray[np.float32]:
         """Scores of pairs; every distinct text is encoded once."""
-        places = [{text: place for place, text in enumerate(dict.fromkeys(texts))} for texts in (queries, documents)]
-        left, right = self._encode(list(places[0]), "query"), _Inverted(self._encode(list(places[1]), "document"))
-        grid: dict[int, NDArray[np.float32]] = {}
-        asked = [places[0][query] for query in queries]
-        for place in set(asked):
-            grid[place] = right.products(*left[place])
-        rows = [places[1][document] for document in documents]
-        return np.array([grid[place][row] for place, row in zip(asked, rows, strict=True)], np.float32)
+        sides: list[Any] = []
+        for texts, side in ((queries, "query"), (documents, "document")):
+            distinct, places = np.unique(np.array(texts, object), return_inverse=True)
+            sides.append(self._encode(distinct.tolist(), side)[places])
+        left, right = sides
+        return np.asarray(left.multiply(right).sum(axis=1), np.float32)
 
     def retrieve(self, queries: Sequence[str], k: int) -> Hits:
-        vectors, count = self._encode(queries, "query"), len(self.collection)
-        k = min(k, count)
+        k = min(k, len(self.collection))
         rows, scores = np.full((len(queries), k), -1, np.int32), np.full((len(queries), k), -np.inf, np.float32)
+        if not rows.size:
+            return Hits(rows, scores)
+        vectors = self._encode(queries, "query")
         for place in range(len(queries)):
-            products = self._documents.products(*vectors[place])
+            products = (self._documents @ vectors[[place]].T).toarray()[:, 0].astype(np.float32)
             order = np.argsort(-products, kind="stable")[:k]  # ties by row
             order = order[products[order] > 0]  # the others share no term with the query
             rows[place, : len(order)], scores[place, : len(order)] = order, products[order]
         return Hits(rows, scores)
 
     @cached_property
-    def _documents(self) -> _Inverted:
-        """All documents of the collection, by term."""
+    def _documents(self) -> Any:
+        """All documents of the collection: (N, V)."""
         texts = self.render(self.collection.documents, "document")
-        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
         pieces = []
         with progress("encode documents", len(texts)) as advance:
             for start in range(0, len(texts), CHUNK):
-                chunk = order[start : start + CHUNK]
-                pieces.append(self._encode([texts[place] for place in chunk], "document"))
-                advance(len(chunk))
-        return _Inverted(_join(pieces), np.array(order, np.int64))
+                pieces.append(self._encode(texts[start : start + CHUNK], "document"))
+                advance(len(texts[start : start + CHUNK]))
+        return scipy.sparse.vstack(pieces, format="csr")
 
-    def _encode(self, texts: Sequence[str], side: Side) -> Vectors:
-        """Encode texts in batches of similar length, in the order given; of unit length if similarity is cosine."""
-        lengths = [len(ids) for ids in tokenize(self.towers.side(side), texts)] if texts else []
-        order = sorted(range(len(texts)), key=lambda place: -lengths[place])
+    def _encode(self, texts: Sequence[str], side: Side) -> Any:
+        """Vectors (n, V) of texts: csr_array float64, so that sums do not depend on who is summed with whom.
+
+        Texts of similar length are encoded together; vectors are of unit length if similarity is cosine.
+        """
+        lengths = np.array([len(ids) for ids in tokenize(self.towers.side(side), texts)])
+        order = np.argsort(-lengths, kind="stable")
         pieces, start = [], 0
         while start < len(order):
             batch = order[start : start + max(1, self.batch_tokens // max(1, lengths[order[start]]))]
             pieces.append(self._encode_batch([texts[place] for place in batch], side))
             start += len(batch)
-        return _reorder(_join(pieces), np.array(order, np.int64))
+        return scipy.sparse.vstack(pieces, format="csr")[np.argsort(order)]
 
-    def _encode_batch(self, texts: Sequence[str], side: Side) -> Vectors:
+    def _encode_batch(self, texts: Sequence[str], side: Side) -> Any:
         with autocast(self.precision):
             found: Any = self.towers.model.encode(
                 list(texts), prompt="", task=side, batch_size=len(texts), show_progress_bar=False
             )
         found = found.coalesce()
-        rows, terms = found.indices().numpy()
-        weights = found.values().float().numpy()
+        vectors = scipy.sparse.csr_array((found.values().double().numpy(), found.indices().numpy()), found.shape)
         if self.towers.model.similarity_fn_name == "cosine":
-            norms = np.sqrt(np.bincount(rows, weights.astype(np.float64) ** 2, len(texts)))
-            weights = (weights / np.maximum(norms[rows], 1e-12)).astype(np.float32)
-        starts = np.searchsorted(rows, np.arange(len(texts) + 1))
-        return Vectors(starts, terms.astype(np.int32), weights)
-
-
-class _Inverted:
-    """Vectors by term; `rows` are the numbers of their texts, where these are not in order."""
-
-    def __init__(self, vectors: Vectors, rows: NDArray[np.int64] | None = None) -> None:
-        self.count = len(vectors.starts) - 1
-        numbers = np.arange(self.count) if rows is None else rows
-        texts = np.repeat(numbers, np.diff(vectors.starts))
-        order = np.lexsort((texts, vectors.terms))
-        self._texts, self._weights = texts[order], vectors.weights[order]
-        self._terms, self._starts = np.unique(vectors.terms[order], return_index=True)
-        self._ends = np.append(self._starts[1:], len(order))
-
-    def products(self, terms: NDArray[np.int32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Dot products (n,) of every text with a vector."""
-        sums = np.zeros(self.count)
-        places = np.searchsorted(self._terms, terms)
-        for term, place, weight in zip(terms, places, weights, strict=True):
-            if place < len(self._terms) and self._terms[place] == term:
-                inside = slice(self._starts[place], self._ends[place])
-                sums[self._texts[inside]] += np.float64(weight) * self._weights[inside]
-        return sums.astype(np.float32)
-
-
-def _join(pieces: Sequence[Vectors]) -> Vectors:
-    """The texts of all pieces, one after the other."""
-    counts = np.concatenate([np.zeros(1, np.int64), *(np.diff(piece.starts) for piece in pieces)])
-    terms = np.concatenate([np.zeros(0, np.int32), *(piece.terms for piece in pieces)])
-    return Vectors(np.cumsum(counts), terms, np.concatenate([np.zeros(0, np.float32), *(p.weights for p in pieces)]))
-
-
-def _reorder(vectors: Vectors, order: NDArray[np.int64]) -> Vectors:
-    """The vectors whose texts are numbered by `order`, in the order of these numbers."""
-    counts = np.diff(vectors.starts)
-    places = np.argsort(order)
-    inside = [np.arange(vectors.starts[place], vectors.starts[place + 1]) for place in places]
-    kept = np.concatenate([np.zeros(0, np.int64), *inside])
-    starts = np.concatenate([[0], np.cumsum(counts[places])]).astype(np.int64)
-    return Vectors(starts, vectors.terms[kept], vectors.weights[kept])
+            norms = np.maximum(scipy.sparse.linalg.norm(vectors, axis=1), 1e-12)
+            vectors = scipy.sparse.diags_array(1 / norms) @ vectors
+        return vectors
 
 
 def load(options: Options, collection: Collection) -> SparseEncoder:

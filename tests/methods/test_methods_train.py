@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from minimal import existing_kinds, live_kind, recipe_text, roles_of, student_kind
-from tiny import WORDS, tiny_sentence_transformer
-from tiny_sparse import tiny_masked_lm
+from tiny import WORDS, tiny_masked_lm, tiny_sentence_transformer
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SparseEncoder
-from tiny import WORDS, tiny_sentence_transformer
-from tiny_sparse import tiny_masked_lm
+from tiny import WORDS, tiny_masked_lm, tiny_sentence_transformer
 
 from retrieval_kd.sparse_student import SparseStudent
 from retrieval_kd.sparse_towers import encode_sparse, load_sparse_towers

@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import SparseEncoder
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
-from tiny import collection_of, tiny_sentence_transformer, tiny_splade
+from tiny import collection_of, tiny_masked_lm, tiny_sentence_transformer
 
 from retrieval_kd.tables import Component
 from retrieval_kd.teachers import load_teacher, sparse_encoder
@@ -25,7 +25,7 @@ DOCUMENTS = ["read a file line by line and close it.", "set", "a map, a key: a v
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A plain SPLADE; one with a static query side and prompts; one of cosine and few active terms."""
     root = tmp_path_factory.mktemp("sparse")
-    plain = SparseEncoder(str(tiny_splade(root / "lm")), device="cpu")
+    plain = SparseEncoder(str(tiny_masked_lm(root / "lm")), device="cpu")
     plain.max_seq_length = 24
     plain.save(str(root / "plain"))
     weight = torch.linspace(0.1, 2.0, len(plain.tokenizer.get_vocab()))

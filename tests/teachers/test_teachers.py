@@ -14,7 +14,7 @@ import pytest
 import sentence_transformers
 import torch
 from fake_endpoint import FakeEndpoint, Reply, ok, serve
-from tiny import WORDS, collection_of, tiny_sentence_transformer, tiny_splade
+from tiny import WORDS, collection_of, tiny_masked_lm, tiny_sentence_transformer
 from tiny_lm import save_tiny_lm
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -66,7 +66,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         load_student(student, seed).save(folder / name)  # type: ignore[operator]
     save_tiny_lm(folder / "decoder")
     for seed, name in enumerate(("splade", "splade-other")):
-        tiny_splade(folder / name, seed=seed)
+        tiny_masked_lm(folder / name, seed=seed)
     classifier(folder / "one", 1)
     classifier(folder / "one-other", 1, seed=1)
     classifier(folder / "two", 2)
