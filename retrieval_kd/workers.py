@@ -24,7 +24,7 @@ from retrieval_kd.answers import Chunk, answer, keep, recording
 from retrieval_kd.progress import progress
 from retrieval_kd.store.locks import Lock
 from retrieval_kd.store.store import Keys, Store
-from retrieval_kd.teachers import Embedder, Metered, Teacher
+from retrieval_kd.teachers import Embedder, Metered, Retriever, Teacher
 from retrieval_kd.types import InputError
 
 CHUNK = 512  # texts or pairs that a teacher gets at once
@@ -82,7 +82,7 @@ def work_through(store: Store, name: str, teacher: Teacher, work: Work, lock: Lo
 
     Raises InputError when a process died, after the others have kept what they had in hand.
     """
-    if not isinstance(teacher, Metered):  # which may be asked about the documents of one query at once
+    if not isinstance(teacher, Metered | Retriever):  # to which the documents of one query come cheaper together
         work = work.longest_first()
     what = f"{work.method} {' '.join((*work.more, name))}"
     with progress(what, len(work)) as advance:

@@ -161,6 +161,23 @@ def test_who_cannot_search_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # what is searched for is not kept
 
 
+def test_bm25_goes_through_its_index_once_a_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = bm25.load(bm25.Options(), collection_of(["lock", "list sort", "open the file", "sort a list of files"]))
+    queries = ["sort a list", "open a file", "lock"]
+    asked: list[str] = []
+    scores_of = teacher._scores
+
+    def counting(query: str) -> np.ndarray:
+        asked.append(query)
+        return scores_of(query)
+
+    monkeypatch.setattr(teacher, "_scores", counting)
+    hits = Hits(np.tile(np.arange(4, dtype=np.int32), (3, 1)), np.zeros((3, 4), np.float32))
+    scores = fill_scores(tmp_path, "bm25", teacher, queries, teacher.documents, hits)
+    assert sorted(asked) == sorted(queries)
+    np.testing.assert_array_equal(scores, [scores_of(query) for query in queries])
+
+
 def test_rerank_by_hand() -> None:
     scores = np.array([[0.5, np.nan, 2.0], [1.0, 1.0, 9.0], [-1.0, -2.0, -np.inf]], np.float32)
     got = rerank(HITS, scores)
