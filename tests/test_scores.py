@@ -16,6 +16,7 @@ from retrieval_kd.pipeline import Workspace, scores
 from retrieval_kd.pipeline.scores import Source, export_scores, import_scores, publish, stored_records
 from retrieval_kd.store.keys import text_keys
 from retrieval_kd.store.operations import compact
+from retrieval_kd.store.parts import Kind
 from retrieval_kd.store.store import Store
 from retrieval_kd.tables import kind_module, kinds
 from retrieval_kd.types import Collection, InputError, Queries
@@ -76,6 +77,21 @@ def test_records_of_the_store(source: Source) -> None:
         assert (read.document_ids, read.scores, read.positive) == (["3"], [0.25], [False])
         for kind in ("scores", "preferences", "rankings"):
             compact(source.store, kind)
+
+
+def test_a_query_at_a_time_gives_the_same_records(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(stored_records(source))
+    monkeypatch.setattr(scores, "BLOCK", 1)
+    assert list(stored_records(source)) == whole
+    assert len(whole) == 3
+
+
+@pytest.mark.parametrize("kind", ["scores", "preferences", "rankings"])
+def test_a_torn_part_names_the_remedy(source: Source, kind: Kind) -> None:
+    part = source.store.parts(kind)[0]
+    part.write_bytes(part.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"(?s)cannot be read: .*run `rkd scores verify` on it"):
+        list(stored_records(source))
 
 
 def test_the_wrong_prompts_or_split_are_an_error(source: Source) -> None:
