@@ -41,7 +41,9 @@ def test_text_keys_never_change() -> None:
     assert len(set(lone.tolist())) == 4
 
 
-def test_scores_are_found_as_in_a_dictionary(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [999, 2**21])
+def test_scores_are_found_as_in_a_dictionary(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval_kd.store.store.BLOCK", block)
     rng = np.random.default_rng(0)
     store = Store.open(tmp_path, "ce", TEACHER)
     known: dict[tuple[int, int], float] = {}
