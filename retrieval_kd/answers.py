@@ -59,7 +59,7 @@ def keep(answers: Iterable[Answers], append: Callable[..., None], count: Count) 
     try:
         for keys, values in answers:
             waiting.append((*keys, values))
-            count(len(values), int(np.isnan(values).reshape(len(values), -1).any(1).sum()))
+            count(len(values), int(np.isnan(values).any(axis=tuple(range(1, values.ndim))).sum()))
             if time.monotonic() - committed > COMMIT_SECONDS:
                 commit()
                 committed = time.monotonic()

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from retrieval_kd.files import load_hits, save_hits
 from retrieval_kd.types import Hits
 
+BLOCK = 4096  # queries whose ranks are read at once
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -61,7 +63,7 @@ def merge(
         relevant = sorted(positives[query]) if len(positives) else []
         order = dict.fromkeys(relevant[: max(1, depth // 2)])
         offered = [list_[skip:] for list_, skip in zip(found, skips or [0] * len(found), strict=True)]
-        order.update(dict.fromkeys(_deal(offered, quotas or [None] * len(found), order, depth - len(order))))
+        order.update(dict.fromkeys(_deal(offered, quotas or [None] * len(found), set(relevant), depth - len(order))))
         order.update(dict.fromkeys(relevant))
         for place, row in enumerate(list(order)[:depth]):
             rows[query, place] = row
@@ -70,18 +72,16 @@ def merge(
     return Candidates(Hits(rows, scores), ranks)
 
 
-def provenance(
-    ranks: NDArray[np.int32], names: Sequence[str], places: NDArray[np.bool_], block: int = 4096
-) -> dict[str, int]:
+def provenance(ranks: NDArray[np.int32], names: Sequence[str], places: NDArray[np.bool_]) -> dict[str, int]:
     """How many of the candidates at `places` were found by which sources: {"bm25": 31, "bm25 + minilm": 29, ...}.
 
     "no source" are those that none found. Shapes: ranks (S, Q, K), 0 where a source did not find a candidate; places
-    (Q, K). Reads `block` queries at a time.
+    (Q, K). Reads BLOCK queries at a time.
     """
     bits = 1 << np.arange(len(names))
     counts = np.zeros(2 ** len(names), np.int64)
-    for start in range(0, len(places), block):
-        some = slice(start, start + block)
+    for start in range(0, len(places), BLOCK):
+        some = slice(start, start + BLOCK)
         sets = np.tensordot(bits, ranks[:, some] > 0, axes=1)  # (B, K): the sources that found a candidate, as bits
         counts += np.bincount(sets[places[some]], minlength=len(counts))
     who = [" + ".join(name for bit, name in zip(bits, names, strict=True) if code & bit) for code in range(len(counts))]

@@ -195,7 +195,7 @@ def compact(
 ) -> None:
     """Write many small parts anew as few large ones, each judgement once. Stopped at any moment, nothing is lost.
 
-    Others may go on scoring into the store meanwhile, but should not read from it.
+    Others may go on scoring into the store and reading from it meanwhile; a second `compact` waits for the first.
     """
     from retrieval_kd.store.operations import KINDS, find_store, stores
     from retrieval_kd.store.operations import compact as compact_store

@@ -1,7 +1,8 @@
 """Teachers on a Ray cluster: each loads the model once, and answers blocks of questions wherever it is.
 
 Needs the extra `ray`. Texts go to each machine once; questions are numbers. Ray asks another teacher for what
-one that died had in hand, and hands over each block of answers once.
+one that died had in hand, and hands over each block of answers once. The teachers compute on the CPU: they ask Ray for
+no GPU.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ def answer_on_ray(work: Work, crew: Crew, identity: dict[str, Any]) -> Iterator[
     for texts, places in zip(work.texts, work.places.T, strict=True):
         wanted, at = np.unique(places, return_inverse=True)
         sides.append(ray.put((pa.array([texts[place] for place in wanted.tolist()], pa.large_string()), at)))
-    size = min(CHUNK, -(-len(work) // (crew.processes or 1)))
+    teachers = crew.processes or int(ray.cluster_resources()["CPU"])  # type: ignore[no-untyped-call]
+    size = min(CHUNK, -(-len(work) // teachers))
     numbers = np.arange(len(work))
     blocks = [pa.table({"number": numbers[start : start + size]}) for start in range(0, len(work), size)]
-    teachers = crew.processes or int(ray.cluster_resources()["CPU"])  # type: ignore[no-untyped-call]
     answers = ray.data.from_arrow(blocks).map_batches(
         _Answerer,
         batch_size=None,

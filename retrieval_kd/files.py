@@ -10,11 +10,12 @@ import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from retrieval_kd.types import Hits, InputError
@@ -134,7 +135,24 @@ def sha256(path: Path) -> str:
 
 def size_bytes(path: Path) -> int:
     """Bytes on disk of a file, or of everything in a folder."""
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    total = 0
+    for file in [path] if path.is_file() else path.rglob("*"):
+        with suppress(FileNotFoundError):  # a scratch file that has got its name meanwhile
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
+def map_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A new array of zeros in the .npy file `path`, memory-mapped, which has its place on the disk.
+
+    Without, a disk that is full when a page is written would end the process (SIGBUS). Raises InputError
+    when there is no room.
+    """
+    with room(path):
+        array: NDArray[np.float32] = open_memmap(path, "w+", np.float32, shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def forget(array: NDArray[Any]) -> None:

@@ -6,15 +6,14 @@ first, and a judge that leans towards the beginning of a list would find them th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.answers import recording
+from retrieval_kd.answers import Chunk, answer, keep, recording
 from retrieval_kd.progress import progress
 from retrieval_kd.store.keys import text_keys
 from retrieval_kd.store.store import Keys, Store
@@ -24,6 +23,9 @@ from retrieval_kd.usage import Interrupted
 
 CHUNK = 64  # questions that a judge gets at once, unless it says how many
 
+_List = tuple[int, tuple[int, ...]]  # keys of a query and of its documents, best first
+_Pair = tuple[int, int, int]  # keys of a query and of two documents
+
 
 @dataclass(frozen=True)
 class _Lists:
@@ -32,15 +34,15 @@ class _Lists:
     `lists` maps the key of a query and those of its documents to their texts; `keys[i]` is that of query i.
     """
 
-    lists: dict[tuple[int, tuple[int, ...]], tuple[str, list[str]]]
-    keys: list[tuple[int, tuple[int, ...]]]
+    lists: dict[_List, tuple[str, list[str]]]
+    keys: list[_List]
     document_keys: Keys
 
     @classmethod
     def of(cls, judge: Teacher, queries: Sequence[str], documents: Sequence[str], hits: Hits) -> _Lists:
         rendered, texts = judge.render(queries, "query"), judge.render(documents, "document")
         query_keys, document_keys = text_keys(rendered).tolist(), text_keys(texts)
-        lists: dict[tuple[int, tuple[int, ...]], tuple[str, list[str]]] = {}
+        lists: dict[_List, tuple[str, list[str]]] = {}
         keys = []
         for query, (rows, scores) in enumerate(zip(hits.rows, hits.scores, strict=True)):
             order = np.argsort(-scores, kind="stable")
@@ -53,7 +55,7 @@ class _Lists:
             lists[key] = (rendered[query], [texts[row_of[document]] for document in inside])
         return cls(lists, keys, document_keys)
 
-    def grid(self, hits: Hits, scores: dict[tuple[int, tuple[int, ...]], NDArray[np.float32]]) -> NDArray[np.float32]:
+    def grid(self, hits: Hits, scores: dict[_List, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Scores of lists at the places of their documents: (Q, K), -inf where there is no candidate."""
         grid = np.full(hits.rows.shape, -np.inf, np.float32)
         for query, key in enumerate(self.keys):
@@ -73,30 +75,12 @@ def fill_preferences(
     """
     read = _Lists.of(judge, queries, documents, hits)
     store = Store.open(root, name, judge.identity)
-    chosen = {key: judge.choose_pairs(query, len(texts)) for key, (query, texts) in read.lists.items()}
-    known: dict[tuple[int, int, int], float] = {}
-
-    def unanswered() -> dict[tuple[int, int, int], tuple[str, str, str]]:
-        known.update(_preferences(store, {query for query, _ in read.lists}))
-        asked: dict[tuple[int, int, int], tuple[str, str, str]] = {}
-        for (key, inside), (query, texts) in read.lists.items():
-            for first, second in chosen[key, inside].tolist():
-                pair = (key, inside[first], inside[second])
-                if pair not in known and (key, pair[2], pair[1]) not in asked:
-                    asked.setdefault(pair, (query, texts[first], texts[second]))
-        return asked
-
-    def put(pairs: Sequence[tuple[int, int, int]], chances: Sequence[float]) -> None:
-        query_keys, first, second = np.array(pairs, np.uint64).reshape(-1, 3).T
-        store.append_preferences(query_keys, first, second, np.array(chances, np.float32))
-        known.update(_both_ways(pairs, chances))
-
-    def prefer(questions: Sequence[tuple[str, str, str]]) -> list[float]:
-        return [float(chance) for chance in judge.prefer(*(list(c) for c in zip(*questions, strict=True)))]
-
-    if unanswered():
+    chosen = _chosen(judge, read)
+    known = _preferences(store, read)
+    if _open_pairs(read, chosen, known):
         with store.alone(name):
-            _ask(store, name, judge, unanswered(), prefer, put)
+            _compare(store, name, judge, _open_pairs(read, chosen, _preferences(store, read)))
+        known = _preferences(store, read)
     scores = {}
     for (key, inside), pairs in chosen.items():
         matrix = np.full((len(inside), len(inside)), np.nan)
@@ -117,33 +101,13 @@ def fill_rankings(
     """
     read = _Lists.of(judge, queries, documents, hits)
     store = Store.open(root, name, judge.identity)
-    tops = {
-        (key, inside[: judge.depth]): (query, texts[: judge.depth])
-        for (key, inside), (query, texts) in read.lists.items()
-        if inside
-    }
-    known: dict[tuple[int, tuple[int, ...]], NDArray[np.float64]] = {}
-
-    def unanswered() -> dict[tuple[int, tuple[int, ...]], tuple[str, list[str]]]:
-        known.update(_ranked(store, list(tops)))
-        return {key: question for key, question in tops.items() if key not in known}
-
-    def put(lists: Sequence[tuple[int, tuple[int, ...]]], orders: Sequence[NDArray[np.int64] | None]) -> None:
-        ranked = [(key, inside, order) for (key, inside), order in zip(lists, orders, strict=True) if order is not None]
-        inside_of = [np.array(inside, np.uint64)[order] for _, inside, order in ranked]
-        store.append_rankings(np.array([key for key, _, _ in ranked], np.uint64), inside_of)
-        for (key, inside), order in zip(lists, orders, strict=True):
-            known[key, inside] = np.full(len(inside), np.nan) if order is None else _ranks(order)
-            if order is None:
-                keys = np.full(len(inside), key, np.uint64)
-                store.append_scores(keys, np.array(inside, np.uint64), np.full(len(inside), np.nan, np.float32))
-
-    def rank(questions: Sequence[tuple[str, list[str]]]) -> list[NDArray[np.int64] | None]:
-        return judge.rank([query for query, _ in questions], [texts for _, texts in questions])
-
-    if unanswered():
+    tops = _tops(judge, read)
+    known = _ranked(store, tops)
+    if tops.keys() - known.keys():
         with store.alone(name):
-            _ask(store, name, judge, unanswered(), rank, put)
+            known = _ranked(store, tops)
+            _rank(store, name, judge, {key: question for key, question in tops.items() if key not in known})
+        known = _ranked(store, tops)
     scores = {}
     for key, inside in read.lists:
         ranks = np.full(len(inside), np.nan)
@@ -153,60 +117,101 @@ def fill_rankings(
     return read.grid(hits, scores)
 
 
-def _ask(
-    store: Store,
-    name: str,
-    judge: Teacher,
-    asked: dict[Any, Any],
-    answer: Callable[[Sequence[Any]], Sequence[Any]],
-    put: Callable[[Sequence[Any], Sequence[Any]], None],
-) -> None:
-    """Put questions to a judge, and its answers into the store after every chunk, also of one that it cuts short."""
-    keys, size = list(asked), judge.chunk if isinstance(judge, Metered) else CHUNK
+def _chosen(judge: PairJudge, read: _Lists) -> dict[_List, NDArray[np.int64]]:
+    """The pairs (P, 2) of places that are asked of each list."""
+    return {key: judge.choose_pairs(query, len(texts)) for key, (query, texts) in read.lists.items()}
+
+
+def _open_pairs(
+    read: _Lists, chosen: Mapping[_List, NDArray[np.int64]], known: Mapping[_Pair, float]
+) -> dict[_Pair, tuple[str, str, str]]:
+    """The chosen pairs that are not known, each once, whichever stands first: query, first and second document."""
+    asked: dict[_Pair, tuple[str, str, str]] = {}
+    for (key, inside), (query, texts) in read.lists.items():
+        for first, second in chosen[key, inside].tolist():
+            pair = (key, inside[first], inside[second])
+            if pair not in known and (key, pair[2], pair[1]) not in asked:
+                asked.setdefault(pair, (query, texts[first], texts[second]))
+    return asked
+
+
+def _tops(judge: ListJudge, read: _Lists) -> dict[_List, tuple[str, list[str]]]:
+    """The lists that are ranked: the best documents of each."""
+    return {
+        (key, inside[: judge.depth]): (query, texts[: judge.depth])
+        for (key, inside), (query, texts) in read.lists.items()
+        if inside
+    }
+
+
+def _compare(store: Store, name: str, judge: PairJudge, asked: Mapping[_Pair, tuple[str, str, str]]) -> None:
+    """Ask for preferences, and keep them as they come."""
+    keys, questions = np.array(list(asked), np.uint64).reshape(-1, 3), list(asked.values())
+    size = _size(judge)
+    chunks = (
+        Chunk(tuple(keys[start : start + size].T), tuple(map(list, zip(*questions[start : start + size], strict=True))))
+        for start in range(0, len(keys), size)
+    )
     with recording(store, name, judge) as count, progress(f"ask {name}", len(keys)) as advance:
-        for start in range(0, len(keys), size):
-            chunk, stop = keys[start : start + size], None
+
+        def note(answered: int, silent: int) -> None:
+            count(answered, silent)
+            advance(answered)
+
+        keep(answer(judge.prefer, chunks), store.append_preferences, note)
+
+
+def _rank(store: Store, name: str, judge: ListJudge, asked: Mapping[_List, tuple[str, list[str]]]) -> None:
+    """Ask for rankings, and keep them after every chunk, also of one that the judge cuts short."""
+    lists, size = list(asked), _size(judge)
+    with recording(store, name, judge) as count, progress(f"ask {name}", len(lists)) as advance:
+        for start in range(0, len(lists), size):
+            chunk, stop = lists[start : start + size], None
             try:
-                answers = answer([asked[key] for key in chunk])
+                orders = judge.rank([asked[key][0] for key in chunk], [asked[key][1] for key in chunk])
             except Interrupted as interruption:
                 stop = interruption
-                chunk, answers = [chunk[place] for place in stop.places], stop.answers
-            if chunk:
-                put(chunk, answers)
-            count(len(chunk), sum(one is None or bool(np.isnan(one).any()) for one in answers))
+                chunk, orders = [chunk[place] for place in stop.places], stop.answers
+            silent = [key for key, order in zip(chunk, orders, strict=True) if order is None]
+            ranked = [(*key, order) for key, order in zip(chunk, orders, strict=True) if order is not None]
+            inside_of = [np.array(inside, np.uint64)[order] for _, inside, order in ranked]
+            store.append_rankings(np.array([query for query, _, _ in ranked], np.uint64), inside_of)
+            pairs = _pairs_of(silent)
+            store.append_scores(pairs[:, 0], pairs[:, 1], np.full(len(pairs), np.nan, np.float32))
+            count(len(chunk), len(silent))
             if stop:
                 raise stop
             advance(len(chunk))
 
 
-def _preferences(store: Store, queries: set[int]) -> dict[tuple[int, int, int], float]:
+def _size(judge: Teacher) -> int:
+    return judge.chunk if isinstance(judge, Metered) else CHUNK
+
+
+def _pairs_of(lists: Sequence[_List]) -> Keys:
+    """The keys (n, 2) of the query and each document of lists, one list after another."""
+    return np.array([(query, key) for query, inside in lists for key in inside], np.uint64).reshape(-1, 2)
+
+
+def _preferences(store: Store, read: _Lists) -> dict[_Pair, float]:
     """The stored preferences of some queries, both ways; of several, one with an answer before NaN, then the oldest."""
-    table = store.preferences(np.array(list(queries), np.uint64))
+    table = store.preferences(np.array(list({query for query, _ in read.lists}), np.uint64))
     columns = [table.column(name).to_pylist() for name in ("query_key", "first_key", "second_key", "probability")]
-    known: dict[tuple[int, int, int], float] = {}
-    for *pair, chance in zip(*columns, strict=True):
-        if np.isnan(known.get(tuple(pair), np.nan)):
-            known.update(_both_ways([tuple(pair)], [chance]))
+    known: dict[_Pair, float] = {}
+    for query, first, second, chance in zip(*columns, strict=True):
+        if np.isnan(known.get((query, first, second), np.nan)):
+            known[query, first, second], known[query, second, first] = chance, 1 - chance
     return known
 
 
-def _both_ways(
-    pairs: Sequence[tuple[int, int, int]], chances: Sequence[float]
-) -> Iterator[tuple[tuple[int, int, int], float]]:
-    for (query, first, second), chance in zip(pairs, chances, strict=True):
-        yield (query, first, second), float(chance)
-        yield (query, second, first), 1 - float(chance)
-
-
-def _ranked(
-    store: Store, lists: Sequence[tuple[int, tuple[int, ...]]]
-) -> dict[tuple[int, tuple[int, ...]], NDArray[np.float64]]:
+def _ranked(store: Store, lists: Iterable[_List]) -> dict[_List, NDArray[np.float64]]:
     """The ranks that the store has for lists, from the oldest ranking that holds them whole; NaN if unanswered."""
     table = store.rankings(np.array(list({query for query, _ in lists}), np.uint64))
     stored: dict[int, list[dict[int, int]]] = {}
     for query, keys in zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True):
         stored.setdefault(query, []).append({key: place for place, key in enumerate(keys)})
-    known, others = {}, []
+    known: dict[_List, NDArray[np.float64]] = {}
+    others: list[_List] = []
     for query, inside in lists:
         covering = [ranking for ranking in stored.get(query, ()) if set(inside) <= ranking.keys()]
         if covering:
@@ -214,7 +219,7 @@ def _ranked(
             known[query, inside] = _ranks(order)
         else:
             others.append((query, inside))
-    pairs = np.array([(query, key) for query, inside in others for key in inside], np.uint64).reshape(-1, 2)
+    pairs = _pairs_of(others)
     _, asked = store.find_scores(pairs[:, 0], pairs[:, 1])
     ends = np.cumsum([len(inside) for _, inside in others], dtype=np.int64)
     for (query, inside), end in zip(others, ends, strict=True):
@@ -238,24 +243,13 @@ def open_comparisons(
     Without a store nothing is known yet.
     """
     read = _Lists.of(judge, queries, documents, hits)
-    known = _preferences(store, {query for query, _ in read.lists}) if store else {}
-    asked: dict[tuple[int, int, int], tuple[str, str, str]] = {}
-    for (key, inside), (query, texts) in read.lists.items():
-        for first, second in judge.choose_pairs(query, len(texts)).tolist():
-            pair = (key, inside[first], inside[second])
-            if pair not in known and (key, pair[2], pair[1]) not in asked:
-                asked.setdefault(pair, (query, texts[first], texts[second]))
-    return list(asked.values())
+    return list(_open_pairs(read, _chosen(judge, read), _preferences(store, read) if store else {}).values())
 
 
 def open_rankings(
     store: Store | None, judge: ListJudge, queries: Sequence[str], documents: Sequence[str], hits: Hits
 ) -> list[tuple[str, list[str]]]:
     """The lists that `fill_rankings` would have ranked: a query and its best documents, as the judge reads them."""
-    read = _Lists.of(judge, queries, documents, hits)
-    depth = judge.depth
-    tops = {
-        (key, inside[:depth]): (query, texts[:depth]) for (key, inside), (query, texts) in read.lists.items() if inside
-    }
-    known = _ranked(store, list(tops)) if store else {}
+    tops = _tops(judge, _Lists.of(judge, queries, documents, hits))
+    known = _ranked(store, tops) if store else {}
     return [question for key, question in tops.items() if key not in known]

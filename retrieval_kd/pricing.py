@@ -22,11 +22,11 @@ from retrieval_kd.endpoint import Endpoint
 from retrieval_kd.files import fingerprint
 from retrieval_kd.judgements import open_comparisons, open_rankings
 from retrieval_kd.prompts import cut_words
-from retrieval_kd.store.keys import text_keys
+from retrieval_kd.store.keys import first_of_each, text_keys
 from retrieval_kd.store.operations import stores
 from retrieval_kd.store.store import Store
-from retrieval_kd.teachers import Archive, Embedder, ListJudge, Metered, PairJudge, Reader, Side, Teacher
-from retrieval_kd.types import Hits
+from retrieval_kd.teachers import Archive, Embedder, ListJudge, Metered, PairJudge, Reader, Teacher
+from retrieval_kd.types import Hits, Side
 
 TIMED_SECONDS = 2.0  # a sample that takes less is made larger
 TOKENIZED = 1000  # questions whose tokens are counted
@@ -86,8 +86,7 @@ def price(
     keys = text_keys(teacher.render(queries, "query")), text_keys(teacher.render(documents, "document"))
     query_of, place = np.nonzero(hits.valid)
     left, right = keys[0][query_of], keys[1][hits.rows[query_of, place]]
-    _, first = np.unique(np.stack([left, right], axis=1), axis=0, return_index=True)
-    pairs = np.stack([query_of, hits.rows[query_of, place]], axis=1)[np.sort(first)]
+    pairs = np.stack([query_of, hits.rows[query_of, place]], axis=1)[first_of_each(left, right)]
     found = np.zeros(len(pairs), np.bool_)
     if store is not None:
         _, found = store.find_scores(keys[0][pairs[:, 0]], keys[1][pairs[:, 1]])

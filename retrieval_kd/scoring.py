@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
 
 import faiss
 import numpy as np
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 from retrieval_kd.answers import Chunk, answer, keep, recording
 from retrieval_kd.judgements import fill_preferences, fill_rankings
 from retrieval_kd.progress import say
-from retrieval_kd.store.keys import text_keys
+from retrieval_kd.store.keys import first_of_each, text_keys
 from retrieval_kd.store.store import Keys, Store
-from retrieval_kd.teachers import Archive, Embedder, ListJudge, Metered, PairJudge, Retriever, Side, Teacher
-from retrieval_kd.types import Hits, InputError
+from retrieval_kd.teachers import Archive, Embedder, ListJudge, Metered, PairJudge, Retriever, Teacher
+from retrieval_kd.types import SIDES, Hits, InputError, Side
 from retrieval_kd.workers import Crew, Work, work_through
 
-SIDES: tuple[Side, ...] = get_args(Side)
 PRODUCTS = 2**16  # dot products at once
 
 
@@ -76,8 +74,7 @@ def _missing(store: Store, keys: tuple[Keys, Keys], pairs: NDArray[np.int64]) ->
     left, right = keys[0][pairs[:, 0]], keys[1][pairs[:, 1]]
     _, found = store.find_scores(left, right)
     places = np.flatnonzero(~found)
-    _, first = np.unique(np.stack([left[places], right[places]], axis=1), axis=0, return_index=True)
-    return pairs[places[np.sort(first)]]
+    return pairs[places[first_of_each(left[places], right[places])]]
 
 
 def _multiply(

@@ -23,8 +23,8 @@ from retrieval_kd.files import read_json
 from retrieval_kd.gather import encode_sorted
 from retrieval_kd.progress import progress
 from retrieval_kd.tables import Precision
-from retrieval_kd.towers import Side, Towers, autocast, load_towers, pad
-from retrieval_kd.types import InputError
+from retrieval_kd.towers import Towers, autocast, load_towers, pad
+from retrieval_kd.types import InputError, Side
 from retrieval_kd.vocabulary_head import head_of, pool_vocabulary, without_head
 from retrieval_kd.weights import locate_model
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from retrieval_kd.tables import Name, Positive, Precision, Table
+from retrieval_kd.types import Side
 
 Normalize = Literal["none", "minmax", "zscore", "log_odds", "rank"]
 
@@ -99,7 +100,7 @@ class Term(Table):
     teacher_temperature: Annotated[float | None, Field(gt=0)] = None  # absent: `temperature`
     options: dict[str, Any] = Field(default_factory=dict)  # what else the loss takes
     relation: Literal["own", "batch", "gram", "cross"] = "own"
-    side: Literal["query", "document"] = "query"  # of vectors, gram and cross
+    side: Side = "query"  # of vectors, gram and cross
     missing: Literal["drop", "zero_probability", "list_maximum"] | None = None  # where a teacher gave no score
     others_only: bool = False  # relation batch without the query's own candidates, except its positive
     queue: Annotated[int, Field(ge=0)] = 0  # relation cross: teacher vectors of earlier steps that are kept

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -21,7 +21,7 @@ from retrieval_kd.language_model import LanguageModel, LanguageModelOptions, ope
 from retrieval_kd.progress import progress, say
 from retrieval_kd.prompts import check_template, cut_words, fill_template
 from retrieval_kd.tables import Name, Positive, Table
-from retrieval_kd.types import Collection, InputError
+from retrieval_kd.types import Collection, InputError, Side
 from retrieval_kd.usage import Interrupted
 
 
@@ -29,7 +29,7 @@ class Made(Table):
     """One kind of text: made of every query, as a document, or of every document, as a query."""
 
     name: Name  # the end of the ids of these texts
-    of: Literal["query", "document"]
+    of: Side
     prompt: str  # with {query} or {document}
     system: str = ""
     grade: int = Field(default=1, ge=0)  # the judgement of the pair; 0 for a document that only looks relevant

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from retrieval_kd.engines import EnginePrecision, compile_module
 from retrieval_kd.gather import encode_sorted
-from retrieval_kd.types import InputError
+from retrieval_kd.types import SIDES, InputError, Side
 from retrieval_kd.weights import hash_weights, locate_model
 
-Side = Literal["query", "document"]
-SIDES: tuple[Side, Side] = ("query", "document")
 Encode = Callable[[Sequence[str], int], NDArray[np.float32]]
 EXAMPLE = ("a text of a few words", "another")  # what a graph is traced with
 

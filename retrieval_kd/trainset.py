@@ -23,9 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_kd.files import forget, read_json, save_array, write_json
-from retrieval_kd.types import Hits
+from retrieval_kd.types import SIDES, Hits
 
-SIDES = ("query", "document")
 _ARRAYS = ("positive", "ranks", "scores", "frozen", "preference_pairs", "preferences", "clusters")
 
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Side = Literal["query", "document"]
+SIDES: tuple[Side, Side] = ("query", "document")
 
 
 class InputError(Exception):

@@ -132,7 +132,7 @@ def _in_processes(job: _Job, work: Work, processes: int, advance: Callable[[int]
     context = multiprocessing.get_context("forkserver")  # processes that have nothing of this one, and start fast
     context.set_forkserver_preload([__name__])
     size = min(CHUNK, -(-len(work) // processes))  # so that each has something to do
-    processes = -(-len(work) // size) if len(work) < processes * size else processes
+    processes = min(processes, -(-len(work) // size))
     chunks = work.chunks(size)
     crew: dict[Connection, Any] = {}
     lost: list[str] = []

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrieval_kd import candidates
 from retrieval_kd.candidates import Candidates, merge, provenance
 from retrieval_kd.types import Hits
 
@@ -30,8 +31,10 @@ def naive(lists: list[list[int]], depth: int, positives: set[int]) -> list[int]:
     longest = max(len(list_) for list_ in lists)
     for turn in range(longest * len(lists)):
         rank, source = divmod(turn, len(lists))
-        if rank < len(lists[source]) and lists[source][rank] not in taken and len(taken) < depth:
-            taken.append(lists[source][rank])
+        if rank < len(lists[source]) and len(taken) < depth:
+            row = lists[source][rank]
+            if row not in taken and row not in positives:
+                taken.append(row)
     return (taken + [row for row in sorted(positives) if row not in taken])[:depth]
 
 
@@ -128,6 +131,12 @@ def test_quotas_are_filled_and_the_rest_is_shared() -> None:
     assert full.ranks[:, 0].tolist() == [[2, 0, 1, 0], [0, 0, 2, 1], [0, 0, 0, 0]]
 
 
+def test_positives_that_come_last_take_no_place_of_a_quota() -> None:
+    merged = merge([hits([3, 10, 11])], depth=4, positives=[{1, 2, 3}], quotas=[1])
+    assert merged.hits.rows.tolist() == [[1, 2, 10, 3]]
+    assert merged.ranks.tolist() == [[[0, 0, 2, 1]]]
+
+
 def test_first_ranks_are_left_out_and_known() -> None:
     merged = merge([hits([1, 2, 3, 4]), hits([3, 1, 9])], depth=6, positives=[{2}], skips=[2, 0])
     # the positive is where the first source's second rank was; 3 is at rank 3 of the one and 1 of the other
@@ -157,12 +166,13 @@ def test_quotas_hold(data: st.DataObject) -> None:
         assert len(rows) <= sum(quota or 0 for quota in quotas)
 
 
-def test_provenance_counts_places() -> None:
+def test_provenance_counts_places(monkeypatch: pytest.MonkeyPatch) -> None:
     merged = merge([hits([5, 3, 1], [7]), hits([3, 8], [])], depth=4, positives=[{9, 1}, set()])
     negatives = merged.hits.valid & ~np.isin(merged.hits.rows, [9, 1])
     names = ["bm25", "bi"]
     for block in (1, 100):
-        assert provenance(merged.ranks, names, negatives, block) == {"bm25": 2, "bm25 + bi": 1}
+        monkeypatch.setattr(candidates, "BLOCK", block)
+        assert provenance(merged.ranks, names, negatives) == {"bm25": 2, "bm25 + bi": 1}
         everything = {"no source": 1, "bm25": 3, "bm25 + bi": 1}
-        assert provenance(merged.ranks, names, merged.hits.valid, block) == everything
+        assert provenance(merged.ranks, names, merged.hits.valid) == everything
     assert provenance(merged.ranks, names, np.zeros_like(negatives)) == {}

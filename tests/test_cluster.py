@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import checksum_teacher
 import numpy as np
 import pytest
 from checksum_teacher import Checksum, Dying, Vectors
@@ -55,6 +56,14 @@ def test_a_teacher_that_is_killed_costs_nothing_twice(tmp_path: Path) -> None:
 def test_a_teachers_mistake_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^the key has expired; get another\.$"):
         fill(tmp_path, Crew(partial(Dying, tmp_path / "mark", "refused"), 2, "ray"))
+
+
+def test_each_processor_has_something_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though all would go into one block, and nobody said how many teachers there are."""
+    monkeypatch.setattr("retrieval_kd.cluster.CHUNK", 512)
+    load = partial(checksum_teacher.load, tmp_path / "pids", beside=2)
+    np.testing.assert_array_equal(fill(tmp_path, Crew(load, None, "ray")), fill(tmp_path / "whole", None))
+    assert len(list((tmp_path / "pids").iterdir())) == 2
 
 
 def test_vectors_come_from_a_cluster(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from retrieval_kd.pipeline import diagnosis
 from retrieval_kd.pipeline.diagnosis import Judge, diagnose
 from retrieval_kd.progress import console
 from retrieval_kd.store.keys import text_keys
+from retrieval_kd.store.operations import compact
+from retrieval_kd.store.parts import Kind
 from retrieval_kd.store.store import Store
 from retrieval_kd.types import Collection, InputError, Queries
 
@@ -172,6 +174,26 @@ def test_nothing_to_sum_up_is_an_error_and_a_silent_teacher_is_told(
     in_vain.append_scores(*(np.zeros(1, np.uint64) for _ in range(2)), np.full(1, np.nan, np.float32))
     with pytest.raises(InputError, match="no score in"):
         diagnose([Judge(in_vain)])
+
+
+def test_stores_are_compacted_meanwhile(
+    judges: dict[str, Judge], collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts of one go between their listing and their reading."""
+    expected, listed, left = diagnose(list(judges.values()), collection), Store.parts, [judges["bi"].store]
+
+    def parts(store: Store, kind: Kind) -> list[Path]:
+        found = listed(store, kind)
+        if store in left:
+            left.remove(store)
+            assert compact(store, kind)["parts"] == 1
+        return found
+
+    monkeypatch.setattr(Store, "parts", parts)
+    found = diagnose(list(judges.values()), collection)
+    assert not left
+    assert found.facts() == expected.facts()
+    np.testing.assert_array_equal(found.counts["bi"], expected.counts["bi"])
 
 
 def test_a_torn_part_names_the_remedy(judges: dict[str, Judge]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrieval_kd import files
 from retrieval_kd.files import (
     atomic,
     fingerprint,
@@ -232,3 +233,61 @@ def test_write_json_refuses_what_json_cannot_hold_and_keeps_the_old_file(tmp_pat
         write_json(path, {1, 2})
     assert read_json(path) == "old"
     assert names(tmp_path) == ["x.json"]
+
+
+def test_arrays_are_saved_as_numpy_saves_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PIECE_BYTES", 100)
+    rng = np.random.default_rng(0)
+    for array in (
+        rng.normal(size=(50, 3)).astype(np.float32),
+        rng.integers(0, 9, 7),
+        rng.random((4, 5)) < 0.5,
+        np.empty((0, 3), np.int32),
+        rng.normal(size=(2, 6, 4))[:, ::2].T,
+    ):
+        np.save(tmp_path / "theirs.npy", np.ascontiguousarray(array))
+        for source in (array, np.load(tmp_path / "theirs.npy", mmap_mode="r") if array.size else array):
+            files.save_array(tmp_path / "ours.npy", source)
+            assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+def test_what_is_put_into_a_mapped_array_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PIECE", 2)
+    array = np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.float32, (9, 4))
+    places = np.array([8, 1, 3, 0, 5])
+    values = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    files.put(array, places, values)
+    np.testing.assert_array_equal(files.pick(array, places), values)
+    expected = np.zeros((9, 4), np.float32)
+    expected[places] = values
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
+    private = np.load(tmp_path / "a.npy", mmap_mode="c")
+    private[:] = 7
+    files.forget(private)  # what is in memory alone is not given back
+    assert (private == 7).all()
+
+
+def test_mapped_arrays_are_npy_files_that_have_their_place_on_the_disk(tmp_path: Path) -> None:
+    for shape in ((2, 300, 1000), (0, 5), (3, 0)):
+        array = files.map_array(tmp_path / "a.npy", shape)
+        assert (array.dtype, array.shape, array.any()) == (np.float32, shape, False)
+        array[:] = 3
+        array.flush()
+        loaded = np.load(tmp_path / "a.npy", mmap_mode="r")
+        np.testing.assert_array_equal(loaded, np.full(shape, 3, np.float32))
+        assert (tmp_path / "a.npy").stat().st_blocks * 512 >= loaded.nbytes
+
+
+def test_the_size_of_a_folder_whose_files_go_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "whole").write_bytes(bytes(10))
+    (tmp_path / ".scratch").write_bytes(bytes(100))
+    is_file = Path.is_file
+
+    def looked_at(path: Path) -> bool:
+        found = is_file(path)
+        if path.name == ".scratch":
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", looked_at)
+    assert size_bytes(tmp_path) == 10

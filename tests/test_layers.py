@@ -173,6 +173,7 @@ def test_extras_are_those_of_pyproject() -> None:
         "sys.argv = ['rkd', '--help']; runpy.run_module('retrieval_kd', run_name='__main__')",
         "sys.argv = ['rkd', 'serve', '--help']; runpy.run_module('retrieval_kd', run_name='__main__')",
         "from retrieval_kd.tables import kind_module; kind_module('index', 'faiss')",
+        "import retrieval_kd.pipeline.scores",
     ],
 )
 def test_imports_without_torch(code: str) -> None:

@@ -15,10 +15,13 @@ from typer.testing import CliRunner
 
 from retrieval_kd import cli
 from retrieval_kd.diagnostics.parity import compare
+from retrieval_kd.pipeline.parity import check_stores
 from retrieval_kd.progress import console
 from retrieval_kd.store.keys import text_keys
+from retrieval_kd.store.operations import compact
+from retrieval_kd.store.parts import Kind
 from retrieval_kd.store.store import Store
-from retrieval_kd.types import InputError, Queries
+from retrieval_kd.types import Collection, InputError, Queries
 
 NAN = np.nan
 
@@ -138,6 +141,36 @@ def test_what_is_asked_wrongly(toy: Path) -> None:
     for arguments, message in wrong:
         with pytest.raises(InputError, match=message):
             raise rkd("scores", "parity", *arguments).exception or AssertionError(arguments)
+
+
+def test_stores_are_compacted_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts of the second go between their listing and their reading."""
+    keys = text_keys(["a", "a"]), text_keys(["x", "y"])
+    one, two = (Store.open(tmp_path, name, {"kind": name}) for name in ("one", "two"))
+    for store, values in ((one, [1, 2]), (two, [1, 2.5])):
+        for _ in range(2):
+            store.append_scores(*keys, np.array(values, np.float32))
+    expected, listed, left = check_stores(one, two), Store.parts, [two]
+
+    def parts(store: Store, kind: Kind) -> list[Path]:
+        found = listed(store, kind)
+        if store in left:
+            left.remove(store)
+            assert compact(store, kind)["parts"] == 1
+        return found
+
+    monkeypatch.setattr(Store, "parts", parts)
+    assert check_stores(one, two) == expected
+    assert (left, len(listed(two, "scores")), expected.pairs) == ([], 1, 2)
+
+
+def test_a_split_without_queries_shares_nothing(tmp_path: Path) -> None:
+    stores = [Store.open(tmp_path, name, {"kind": name}) for name in ("one", "two")]
+    for store in stores:
+        store.append_scores(text_keys(["a"]), text_keys(["x"]), np.ones(1, np.float32))
+    empty = Collection("toy", ["d"], ["x"], {"test": Queries([], [])})
+    with pytest.raises(InputError, match="the stores share no pair of split 'test' of 'toy'"):
+        check_stores(*stores, empty)
 
 
 def test_stores_share_what_both_have_answered(tmp_path: Path) -> None:

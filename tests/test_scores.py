@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from tiny import tiny_sentence_transformer
 from retrieval_kd import pipeline
 from retrieval_kd.pipeline import Workspace, scores
 from retrieval_kd.pipeline.scores import Source, export_scores, import_scores, publish, stored_records
+from retrieval_kd.progress import console
 from retrieval_kd.store.keys import text_keys
-from retrieval_kd.store.operations import compact
+from retrieval_kd.store.operations import compact, open_folder
+from retrieval_kd.store.parts import Kind
 from retrieval_kd.store.store import Store
 from retrieval_kd.tables import kind_module, kinds
 from retrieval_kd.types import Collection, InputError, Queries
@@ -76,6 +80,42 @@ def test_records_of_the_store(source: Source) -> None:
         assert (read.document_ids, read.scores, read.positive) == (["3"], [0.25], [False])
         for kind in ("scores", "preferences", "rankings"):
             compact(source.store, kind)
+
+
+def test_a_query_at_a_time_gives_the_same_records(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(stored_records(source))
+    monkeypatch.setattr(scores, "BLOCK", 1)
+    assert list(stored_records(source)) == whole
+    assert len(whole) == 3
+
+
+@pytest.mark.parametrize("kind", ["scores", "preferences", "rankings"])
+def test_a_torn_part_names_the_remedy(source: Source, kind: Kind) -> None:
+    part = source.store.parts(kind)[0]
+    part.write_bytes(part.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"(?s)cannot be read: .*run `rkd scores verify` on it"):
+        list(stored_records(source))
+
+
+def test_an_import_waits_for_the_run_that_asks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else both would put the same rows into the store."""
+    monkeypatch.setattr(console, "quiet", False)
+    (tmp_path / "scores.trec").write_text("7 Q0 0 1 9.5 x\n")
+    given = "trec", tmp_path / "scores.trec", COLLECTION, "x", tmp_path / "store", {}
+    with ThreadPoolExecutor() as threads:
+        folder = Path(import_scores(*given)["store"])
+        store = open_folder(folder)
+        store.parts("scores")[0].unlink()
+        with store.alone("the test"):
+            done = threads.submit(import_scores, *given)
+            deadline = time.monotonic() + 60
+            while "x: another run asks this teacher; waiting" not in capsys.readouterr().err:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            assert store.count("scores") == 0
+        assert done.result()["scores"] == store.count("scores") == 1
 
 
 def test_the_wrong_prompts_or_split_are_an_error(source: Source) -> None:

@@ -18,6 +18,7 @@ from retrieval_kd.students import dense
 from retrieval_kd.teachers import bm25
 from retrieval_kd.teachers.bi_encoder import BiEncoder, Options, load
 from retrieval_kd.types import Hits, InputError
+from retrieval_kd.usage import Interrupted, Usage
 
 
 class Fake(Checksum):
@@ -78,6 +79,19 @@ def test_only_what_is_missing_is_scored(tmp_path: Path) -> None:
         ("query: sort a list", "document: lock"),
     ]
     np.testing.assert_array_equal(scores, expected(HITS, QUERIES, DOCUMENTS))
+
+
+def test_a_teacher_that_stops_before_its_first_answer_says_why(tmp_path: Path) -> None:
+    class Broke(Fake):
+        usage, chunk = Usage(), 2
+
+        def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+            raise Interrupted("the budget is spent", [], [])
+
+    with pytest.raises(Interrupted, match="the budget is spent"):
+        fill_scores(tmp_path, "t", Broke(), QUERIES, DOCUMENTS, HITS)
+    store = Store.open(tmp_path, "t", Broke().identity)
+    assert (store.parts("scores"), store.ledger()) == ([], [])
 
 
 def test_nothing_to_score(tmp_path: Path) -> None:

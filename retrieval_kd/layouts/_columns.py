@@ -14,7 +14,7 @@ from retrieval_kd.files import atomic
 from retrieval_kd.layouts import Record
 from retrieval_kd.layouts._files import from_objects, identifier, need_ids, need_scores, number, shown
 
-ROWS = 2**20  # of a row group
+ROWS = 2**18  # of a row group: they wait as Python objects, 200 bytes each
 
 
 def read_pairs(path: Path, form: str, query: str, document: str) -> Iterator[Record]:

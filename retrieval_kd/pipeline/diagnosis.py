@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval_kd.diagnostics.teachers import (
@@ -31,8 +31,8 @@ from retrieval_kd.diagnostics.teachers import (
 )
 from retrieval_kd.files import read_json
 from retrieval_kd.store.keys import text_keys
-from retrieval_kd.store.lookup import database
-from retrieval_kd.store.store import Store
+from retrieval_kd.store.lookup import database, make_table
+from retrieval_kd.store.store import Store, read_all
 from retrieval_kd.types import Collection, Hits, InputError, Queries
 
 SAMPLE = 1000  # queries whose lists the suggested scale and temperature go by
@@ -98,9 +98,13 @@ def diagnose(judges: Sequence[Judge], collection: Collection | None = None, spli
     """
     names = _names(judges)
     queries = collection.split(split) if collection else None
+
+    def read(parts: list[list[Path]]) -> tuple[dict[int, Tally], dict[tuple[int, int], Comparison]]:
+        with database([path for some in parts for path in some]) as connection:
+            return _read(connection, parts, judges, collection, queries)
+
     try:
-        with database([part for judge in judges for part in judge.store.parts("scores")]) as connection:
-            tallies, both = _read(connection, judges, collection, queries)
+        tallies, both = read_all([judge.store for judge in judges], "scores", read)
     except duckdb.Error as error:
         raise InputError(f"the stores cannot be read: {error}; run `rkd scores verify` on them.") from error
     if not tallies:
@@ -123,12 +127,13 @@ def diagnose(judges: Sequence[Judge], collection: Collection | None = None, spli
 
 def _read(
     connection: duckdb.DuckDBPyConnection,
+    parts: Sequence[Sequence[Path]],
     judges: Sequence[Judge],
     collection: Collection | None,
     queries: Queries | None,
 ) -> tuple[dict[int, Tally], dict[tuple[int, int], Comparison]]:
     """The two passes over the pairs of all teachers, for those that have a score and for each two of them."""
-    extents = {number: Extent() for number in _gather(connection, judges, collection, queries)}
+    extents = {number: Extent() for number in _gather(connection, parts, judges, collection, queries)}
     if not extents:
         return {}, {}
     for block in _blocks(connection):
@@ -155,19 +160,20 @@ def _names(judges: Sequence[Judge]) -> list[str]:
 
 def _gather(
     connection: duckdb.DuckDBPyConnection,
+    parts: Sequence[Sequence[Path]],
     judges: Sequence[Judge],
     collection: Collection | None,
     queries: Queries | None,
 ) -> list[int]:
-    """Make the table `pairs` of all teachers; return the numbers of those that have any."""
+    """Make the table `pairs` of the parts of all teachers; return the numbers of those that have any."""
     reads: dict[tuple[str, str], int] = {}
     files: list[tuple[str, int, int]] = []
-    for number, judge in enumerate(judges):
+    for number, (judge, some) in enumerate(zip(judges, parts, strict=True)):
         read = reads.setdefault((judge.query_prompt, judge.document_prompt), len(reads))
-        files += [(str(path), number, read) for path in judge.store.parts("scores")]
+        files += [(str(path), number, read) for path in some]
     if not files:
         return []
-    _table(connection, "files", dict(zip(("filename", "teacher", "reads"), zip(*files, strict=True), strict=True)))
+    make_table(connection, "files", dict(zip(("filename", "teacher", "reads"), zip(*files, strict=True), strict=True)))
     if collection is not None and queries is not None:
         for name, texts, side in (("queries", queries.texts, 0), ("documents", collection.documents, 1)):
             keys = [text_keys([prompts[side] + text for text in texts]) for prompts in reads]
@@ -176,15 +182,9 @@ def _gather(
                 "row": np.tile(np.arange(len(texts)), len(reads)),
                 "reads": np.repeat(np.arange(len(reads)), len(texts)),
             }
-            _table(connection, name, columns)
+            make_table(connection, name, columns)
     connection.execute(ALL if collection is None else OF_SPLIT)
     return [int(number) for (number,) in connection.execute("select distinct teacher from pairs order by 1").fetchall()]
-
-
-def _table(connection: duckdb.DuckDBPyConnection, name: str, columns: dict[str, Any]) -> None:
-    connection.register(f"{name}_arrow", pa.table({key: pa.array(values) for key, values in columns.items()}))
-    connection.execute(f"create temp table {name} as from {name}_arrow")
-    connection.unregister(f"{name}_arrow")
 
 
 @dataclass(frozen=True)

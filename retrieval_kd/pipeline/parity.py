@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast, get_args
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval_kd.candidates import Candidates
@@ -15,8 +15,8 @@ from retrieval_kd.pipeline.pricing import load_ready, queries_of
 from retrieval_kd.pipeline.workspace import Split, Workspace
 from retrieval_kd.scoring import fill_scores
 from retrieval_kd.store.keys import text_keys
-from retrieval_kd.store.lookup import database
-from retrieval_kd.store.store import Store
+from retrieval_kd.store.lookup import database, find_places, make_table
+from retrieval_kd.store.store import Store, read_all
 from retrieval_kd.tables import did_you_mean
 from retrieval_kd.types import Collection, Hits, InputError, Queries
 
@@ -91,14 +91,18 @@ def check_stores(
     """
     if first.folder.resolve() == second.folder.resolve():
         raise InputError(f"{first.folder} is given twice; give the stores of two engines.")
-    parts = [(str(path), side) for side, store in enumerate((first, second)) for path in store.parts("scores")]
-    if len({side for _, side in parts}) < 2:
-        raise InputError(f"{first.folder} and {second.folder} share no pair: one of them holds no score.")
+
+    def read(parts: list[list[Path]]) -> dict[str, Any]:
+        if not all(parts):
+            raise InputError(f"{first.folder} and {second.folder} share no pair: one of them holds no score.")
+        paths = [path for some in parts for path in some]
+        sides = np.repeat([0, 1], [len(some) for some in parts])
+        with database(paths) as connection:
+            make_table(connection, "files", {"filename": list(map(str, paths)), "side": sides})
+            return connection.sql(SHARED).fetchnumpy()
+
     try:
-        with database([*first.parts("scores"), *second.parts("scores")]) as connection:
-            files = pa.table({"filename": [path for path, _ in parts], "side": [side for _, side in parts]})
-            connection.register("files", files)
-            found: dict[str, Any] = connection.sql(SHARED).fetchnumpy()
+        found = read_all([first, second], "scores", read)
     except duckdb.Error as error:
         raise InputError(f"the stores cannot be read: {error}; run `rkd scores verify` on them.") from error
     columns = [np.asarray(found[name]) for name in ("query_key", "document_key", "one", "other")]
@@ -106,8 +110,8 @@ def check_stores(
         _, query_of = np.unique(columns[0], return_inverse=True)
         return compare(*_grids(query_of, np.arange(len(query_of)), *columns[2:]))
     queries = collection.split(split)
-    query_of, has_query = _places(text_keys([prompts[0] + text for text in queries.texts]), columns[0])
-    rows, has_row = _places(text_keys([prompts[1] + text for text in collection.documents]), columns[1])
+    query_of, has_query = find_places(text_keys([prompts[0] + text for text in queries.texts]), columns[0])
+    rows, has_row = find_places(text_keys([prompts[1] + text for text in collection.documents]), columns[1])
     inside = has_query & has_row
     if not inside.any():
         raise InputError(
@@ -117,13 +121,6 @@ def check_stores(
     kept, query_of = np.unique(query_of[inside], return_inverse=True)
     grids = _grids(query_of, rows[inside], columns[2][inside], columns[3][inside])
     return compare(*grids, _some(queries, kept.tolist()), _ids(collection))
-
-
-def _places(known: NDArray[np.uint64], keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Where each key stands first among the known ones, and whether it does. Shapes: (n,), (m,) to (m,), (m,)."""
-    order = np.argsort(known, kind="stable")
-    place = np.minimum(np.searchsorted(known[order], keys), len(known) - 1)
-    return order[place], known[order[place]] == keys
 
 
 def _grids(

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from retrieval_kd.layouts import Record, find_writer
 from retrieval_kd.layouts._columns import pairs_of, write_columns
 from retrieval_kd.layouts.pairs import SCHEMA as PAIRS
 from retrieval_kd.store.keys import text_keys
-from retrieval_kd.store.lookup import BLOCK, database, show
+from retrieval_kd.store.lookup import BLOCK, database, make_table, show
 from retrieval_kd.store.parts import Kind
 from retrieval_kd.store.store import Store
 from retrieval_kd.tables import Component, kind_module
@@ -80,7 +81,8 @@ def import_scores(
     teacher = load_teacher(Component(kind="imported", **chosen), collection)
     assert isinstance(teacher, Archive)
     store = Store.open(root, name, teacher.identity)
-    return {"store": str(store.folder), **teacher.read_into(store)}
+    with store.alone(name):
+        return {"store": str(store.folder), **teacher.read_into(store)}
 
 
 def export_scores(layout: str, path: Path, source: Source, allow_missing: bool = False) -> dict[str, int]:
@@ -150,31 +152,26 @@ def _records(source: Source, kinds: Sequence[Kind]) -> Iterator[Record]:
 
 def _rows(store: Store, kind: Kind, keys: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     """The judgements of one kind, by query: of so many queries at once that their rows fit into memory."""
-    with database([]) as connection:
-        for name, column in keys.items():
-            table = pa.table({"key": column, "row": np.arange(len(column), dtype=np.int32)})
-            connection.register("given", table)
-            connection.execute(f"create temp table all_{name} as from given")
-        connection.execute("create temp view documents as from all_documents")
 
-        def ask(query: str) -> pa.Table:
-            def answer(parts: Sequence[Path]) -> pa.Table:
-                show(connection, parts)
-                return connection.sql(query).to_arrow_table()
+    def answer(parts: Sequence[Path], query: str) -> pa.Table:
+        show(connection, parts)
+        return connection.sql(query).to_arrow_table()
 
-            try:
-                return store.read(kind, answer)
-            except duckdb.Error as error:
-                raise InputError(f"{store.folder} cannot be read: {error}; run `rkd scores verify` on it.") from error
-
-        count = len(keys["queries"])
-        rows = ask("select count(*) from parts where query_key in (select key from all_queries)")[0][0].as_py()
-        step = max(1, count * BLOCK // max(1, rows))
-        for start in range(0, count, step):
-            some = f"from all_queries where row >= {start} and row < {start + step}"
-            connection.execute(f"create or replace temp view queries as {some}")
-            for batch in ask(ROWS[kind]).to_batches(2**14):
-                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    try:
+        with database([]) as connection:
+            for name, column in keys.items():
+                make_table(connection, f"all_{name}", {"key": column, "row": np.arange(len(column), dtype=np.int32)})
+            connection.execute("create temp view documents as from all_documents")
+            count = len(keys["queries"])
+            rows = "select count(*) from parts where query_key in (select key from all_queries)"
+            step = max(1, count * BLOCK // max(1, store.read(kind, partial(answer, query=rows))[0][0].as_py()))
+            for start in range(0, count, step):
+                some = f"from all_queries where row >= {start} and row < {start + step}"
+                connection.execute(f"create or replace temp view queries as {some}")
+                for batch in store.read(kind, partial(answer, query=ROWS[kind])).to_batches(2**14):
+                    yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    except duckdb.Error as error:
+        raise InputError(f"{store.folder} cannot be read: {error}; run `rkd scores verify` on it.") from error
 
 
 def _record(source: Source, query: int, rows: list[tuple[Any, ...]], rows_of: dict[int, list[int]]) -> Record:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
@@ -16,7 +15,7 @@ from retrieval_kd.candidates import Candidates, merge, provenance
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.export import export_encoder
-from retrieval_kd.files import hash_texts, load_hits, read_run, save_hits, sha256, size_bytes, write_run
+from retrieval_kd.files import hash_texts, load_hits, map_array, read_run, save_hits, sha256, size_bytes, write_run
 from retrieval_kd.index import open_index
 from retrieval_kd.pipeline.workspace import Split, Workspace
 from retrieval_kd.query_table import QueryTable, save_table
@@ -26,9 +25,8 @@ from retrieval_kd.store.store import Store
 from retrieval_kd.tables import kind_module, options
 from retrieval_kd.teachers import scored_as
 from retrieval_kd.teachers.bi_encoder import BiEncoder
-from retrieval_kd.towers import SIDES
 from retrieval_kd.trainset import mark_positives
-from retrieval_kd.types import Hits, InputError, Queries
+from retrieval_kd.types import SIDES, Hits, InputError, Queries
 
 TABLE = "table"  # the served form of a query tower that is a table of weights
 
@@ -141,14 +139,11 @@ def score_candidates(
     """
     before = _asked(workspace)
     shape = (len(workspace.teachers), *hits.rows.shape)
-    mapped = path if all(shape) else None  # nothing cannot be mapped
-    grids = open_memmap(mapped, "w+", np.float32, shape) if mapped else np.empty(shape, np.float32)
+    grids = map_array(path, shape) if path else np.empty(shape, np.float32)
     for grid, (name, teacher) in zip(grids, workspace.teachers.items(), strict=True):
         queries = workspace.query_texts(split, workspace.renders[name])
         documents = workspace.document_texts(workspace.renders[name])
         fill_scores(workspace.store, name, teacher, queries, documents, hits, workspace.crew(name), grid)
-    if path and not mapped:
-        np.save(path, grids)
     return grids, _asked(workspace) - before
 
 
@@ -209,7 +204,7 @@ def export(workspace: Workspace) -> None:
     assert isinstance(student, BiEncoder)
     settings, queries, render = workspace.recipe.export, workspace.test_queries, workspace.recipe.student.render
     texts = workspace.query_texts("test", render)
-    identities = {side: student.tower_identity(side) for side in ("query", "document")}
+    identities = {side: student.tower_identity(side) for side in SIDES}
     checked = [*texts[:64], *workspace.document_texts(render)[:8]]
 
     def quality(vectors: NDArray[np.float32]) -> float:

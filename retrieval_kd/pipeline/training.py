@@ -26,14 +26,14 @@ from retrieval_kd.recipe import Live
 from retrieval_kd.scoring import fill_vectors, find_preferences, retrieve
 from retrieval_kd.stages import Stage
 from retrieval_kd.students import load_student
-from retrieval_kd.teachers import Side, load_teacher, scored_as
+from retrieval_kd.teachers import load_teacher, scored_as
 from retrieval_kd.teachers.bi_encoder import BiEncoder
 from retrieval_kd.train.curate import Curated, curate, in_words, negatives_by_source, target_entropy
 from retrieval_kd.train.loop import average
 from retrieval_kd.train.loop import train as train_stage
 from retrieval_kd.train.validation import make_validation
 from retrieval_kd.trainset import Tokens, TrainSet, mark_positives
-from retrieval_kd.types import Hits, InputError
+from retrieval_kd.types import Hits, InputError, Side
 
 
 def train(workspace: Workspace) -> None:

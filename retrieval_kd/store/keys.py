@@ -18,3 +18,12 @@ def text_keys(texts: Iterable[str]) -> NDArray[np.uint64]:
     for text in texts:
         keys += hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return np.frombuffer(keys, dtype="<u8").astype(np.uint64)
+
+
+def first_of_each(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The places, in order, where a pair of keys stands that stands nowhere before. Shapes: (n,), (n,) to (m,)."""
+    order = np.lexsort((right, left))  # stable
+    left, right = left[order], right[order]
+    fresh = np.ones(len(order), np.bool_)
+    fresh[1:] = (left[1:] != left[:-1]) | (right[1:] != right[:-1])
+    return np.sort(order[fresh])

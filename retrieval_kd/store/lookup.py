@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -47,6 +48,13 @@ def show(connection: duckdb.DuckDBPyConnection, parts: Sequence[Path]) -> None:
         connection.execute(f"create or replace view parts as from {source}")
 
 
+def make_table(connection: duckdb.DuckDBPyConnection, name: str, columns: Mapping[str, Any]) -> None:
+    """Make a temporary table of arrays of one length; unlike of Arrow data, the planner knows how large it is."""
+    connection.register("given", pa.table({key: pa.array(values) for key, values in columns.items()}))
+    connection.execute(f"create temp table {name} as from given")
+    connection.unregister("given")
+
+
 def find_pairs(
     parts: Sequence[Path], query_keys: NDArray[np.uint64], document_keys: NDArray[np.uint64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -57,13 +65,12 @@ def find_pairs(
     """
     if not parts:
         return np.empty(0, np.int64), np.empty(0, np.float32)
-    wanted = pa.table({"q": query_keys, "d": document_keys, "position": np.arange(len(query_keys))})
     try:
         with database(parts) as connection:
             connection.execute("set preserve_insertion_order = false")
-            connection.register("wanted_arrow", wanted)
-            # A table rather than the Arrow data: the planner then knows that it is the small side.
-            connection.execute("create temp table wanted as from wanted_arrow")
+            make_table(
+                connection, "wanted", {"q": query_keys, "d": document_keys, "position": np.arange(len(query_keys))}
+            )
             ends = [int(query_keys.min()), int(query_keys.max())]
             answer = connection.execute(FIND, ends).fetchnumpy()
     except duckdb.Error:
@@ -119,7 +126,7 @@ def find_vectors(parts: Sequence[Path], keys: NDArray[np.uint64]) -> tuple[NDArr
             )
         with reading(path), open_part(path, "embeddings") as part:
             stored = part.read(["text_key"]).column(0).to_numpy()
-            row_of, hit = _rows(stored, keys[missing])
+            row_of, hit = find_places(stored, keys[missing])
             found[missing[hit]] = True
             wanted, row = missing[hit], row_of[hit]
             start = 0
@@ -133,8 +140,11 @@ def find_vectors(parts: Sequence[Path], keys: NDArray[np.uint64]) -> tuple[NDArr
     return vectors, found
 
 
-def _rows(stored: NDArray[np.uint64], keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """For each key, its row in `stored` and whether it is there at all (else the row means nothing)."""
+def find_places(stored: NDArray[np.uint64], keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Where each key stands first in `stored`, and whether it does at all (else its place means nothing).
+
+    Shapes: (n,), (m,) to (m,), (m,).
+    """
     if not len(stored):
         return np.zeros(len(keys), np.int64), np.zeros(len(keys), np.bool_)
     order = np.argsort(stored, kind="stable")

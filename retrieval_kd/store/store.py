@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,10 +88,13 @@ class Store:
         assert query_keys.shape == document_keys.shape, "two arrays (n,)"
         scores = np.full(len(query_keys), np.nan, np.float32)
         found = np.zeros(len(query_keys), np.bool_)
-        if len(query_keys):
-            position, score = self.read("scores", lambda parts: find_pairs(parts, query_keys, document_keys))
-            found[position] = True
-            np.fmin.at(scores, position, score)
+        order = np.argsort(query_keys)  # so that a block is of a range of keys
+        for start in range(0, len(order), BLOCK):
+            block = order[start : start + BLOCK]
+            find = partial(find_pairs, query_keys=query_keys[block], document_keys=document_keys[block])
+            position, score = self.read("scores", find)
+            found[block[position]] = True
+            np.fmin.at(scores, block[position], score)
         return scores, found
 
     def find_grid(
@@ -187,13 +191,7 @@ class Store:
 
     def read(self, kind: Kind, read: Callable[[list[Path]], T]) -> T:
         """What `read` makes of the parts of one kind; made again if `compact` took some away meanwhile."""
-        while True:
-            parts = self.parts(kind)
-            try:
-                return read(parts)
-            except (InputError, OSError, duckdb.Error):
-                if all(path.exists() for path in parts):
-                    raise
+        return read_all([self], kind, lambda parts: read(parts[0]))
 
     def count(self, kind: Kind) -> int:
         """The judgements of one kind on disk, from the footers; those made twice count twice."""
@@ -238,6 +236,17 @@ class Store:
         assert all(column.dtype == np.uint64 for column in columns[:-1]), "keys are uint64"
         if len(columns[0]):
             write_part(self.folder / kind, pa.table(list(columns), schema=schema_of(kind, width)))
+
+
+def read_all(stores: Sequence[Store], kind: Kind, read: Callable[[list[list[Path]]], T]) -> T:
+    """What `read` makes of the parts of one kind in each store; made again if `compact` took some away meanwhile."""
+    while True:
+        parts = [store.parts(kind) for store in stores]
+        try:
+            return read(parts)
+        except (InputError, OSError, duckdb.Error):
+            if all(path.exists() for some in parts for path in some):
+                raise
 
 
 def _holds(folder: Path, mark: str, identity: dict[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrieval_kd.tables import Component, kind_module, options
-from retrieval_kd.towers import Side
+from retrieval_kd.types import Side
 
 Tokens = Sequence[NDArray[np.int32]]
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from retrieval_kd.gather import encode_sorted
 from retrieval_kd.students import Batch, Outputs
 from retrieval_kd.tables import Positive, Table
-from retrieval_kd.towers import Side, pad
+from retrieval_kd.towers import pad
+from retrieval_kd.types import Side
 from retrieval_kd.weights import locate_model
 
 TEACHER = "cross_encoder"  # the kind that reads a saved student

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from retrieval_kd.lora import Lora, add_lora, merged
 from retrieval_kd.students import Batch, Outputs, own_scores
 from retrieval_kd.tables import Positive, Table
-from retrieval_kd.towers import Side, Towers, keep_layers, load_towers, run_tower, tokenize
-from retrieval_kd.types import InputError
+from retrieval_kd.towers import Towers, keep_layers, load_towers, run_tower, tokenize
+from retrieval_kd.types import InputError, Side
 
 TEACHER = "bi_encoder"  # the kind that reads a saved student
 VECTORS = True  # whether each text has one

@@ -24,8 +24,8 @@ from retrieval_kd.lora import Lora, add_lora, merged
 from retrieval_kd.students import Batch, Outputs, Tokens, own_scores
 from retrieval_kd.tables import Positive, Table
 from retrieval_kd.token_vectors import load_token_encoder, set_query_length
-from retrieval_kd.towers import Side, pad
-from retrieval_kd.types import InputError
+from retrieval_kd.towers import pad
+from retrieval_kd.types import InputError, Side
 
 TEACHER = "late_interaction"  # the kind that reads a saved student
 VECTORS = False  # whether each text has one

@@ -23,8 +23,8 @@ from retrieval_kd.pair_head import Features, PairHead, one_tower
 from retrieval_kd.pooling import PMA, TopLayers
 from retrieval_kd.students import Batch, Outputs, own_scores
 from retrieval_kd.tables import Positive, Table
-from retrieval_kd.towers import Side, Towers, load_towers, run_tower, tokenize
-from retrieval_kd.types import InputError
+from retrieval_kd.towers import Towers, load_towers, run_tower, tokenize
+from retrieval_kd.types import InputError, Side
 
 TEACHER = "pair_head"  # the kind that reads a saved student
 VECTORS = True  # whether each text has one

@@ -13,17 +13,15 @@ tokens it would read is a Reader.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_kd.store.store import Store
 from retrieval_kd.tables import Component, kind_module, options
-from retrieval_kd.types import Collection, Hits
+from retrieval_kd.types import Collection, Hits, Side
 from retrieval_kd.usage import Usage
-
-Side = Literal["query", "document"]
 
 
 @runtime_checkable

@@ -15,8 +15,8 @@ from pydantic import model_validator
 
 from retrieval_kd.engines import Engine, EnginePrecision, calibration_pairs, check_engine, engine_identity
 from retrieval_kd.tables import Positive, Table
-from retrieval_kd.towers import Side, Towers, compile_tower, count_tokens, describe, embed, load_towers
-from retrieval_kd.types import Collection
+from retrieval_kd.towers import Towers, compile_tower, count_tokens, describe, embed, load_towers
+from retrieval_kd.types import Collection, Side
 
 
 class Options(Table):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from retrieval_kd.tables import Positive, Precision, Table
 from retrieval_kd.token_vectors import describe_token_encoder, load_token_encoder, set_query_length
-from retrieval_kd.towers import Side, autocast
-from retrieval_kd.types import Collection, InputError
+from retrieval_kd.towers import autocast
+from retrieval_kd.types import Collection, InputError, Side
 
 
 class Options(Table):

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from retrieval_kd.pair_head import PairHead, load_head, load_pair_encoder
 from retrieval_kd.tables import Positive, Precision, Table
-from retrieval_kd.towers import Side, Towers, count_tokens, describe, embed
-from retrieval_kd.types import Collection
+from retrieval_kd.towers import Towers, count_tokens, describe, embed
+from retrieval_kd.types import Collection, Side
 from retrieval_kd.weights import hash_weights, locate_model
 
 CHUNK = 1024  # pairs that the head reads at once

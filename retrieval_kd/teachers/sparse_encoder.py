@@ -15,8 +15,8 @@ from sentence_transformers import SparseEncoder as Model
 from retrieval_kd.files import read_json
 from retrieval_kd.progress import progress
 from retrieval_kd.tables import Positive, Precision, Table
-from retrieval_kd.towers import Side, Towers, autocast, count_tokens, describe, load_towers, tokenize
-from retrieval_kd.types import Collection, Hits, InputError
+from retrieval_kd.towers import Towers, autocast, count_tokens, describe, load_towers, tokenize
+from retrieval_kd.types import SIDES, Collection, Hits, InputError, Side
 from retrieval_kd.weights import locate_model
 
 CHUNK = 1024  # documents encoded between two looks at the progress
@@ -62,7 +62,7 @@ class SparseEncoder:
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> NDArray[np.float32]:
         """Scores of pairs; every distinct text is encoded once."""
         sides: list[Any] = []
-        for texts, side in ((queries, "query"), (documents, "document")):
+        for side, texts in zip(SIDES, (queries, documents), strict=True):
             distinct, places = np.unique(np.array(texts, object), return_inverse=True)
             sides.append(self._encode(distinct.tolist(), side)[places])
         left, right = sides

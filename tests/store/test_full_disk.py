@@ -15,6 +15,7 @@ import pytest
 from checksum_teacher import Checksum
 
 from retrieval_kd import answers, workers
+from retrieval_kd.files import map_array
 from retrieval_kd.scoring import fill_scores
 from retrieval_kd.store.operations import verify
 from retrieval_kd.store.store import Store
@@ -71,6 +72,20 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(scores, whole)
         assert len(asked) <= HITS.rows.size - kept
         assert store.count("scores") == HITS.rows.size
+
+
+def test_a_mapped_array_needs_its_place_at_once(tmp_path: Path) -> None:
+    """Written page by page into a sparse file, it would end the process."""
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        with pytest.raises(InputError, match=r"is on a full disk, and grid\.npy could not be written"):
+            map_array(disk / "grid.npy", (1, 100, 1000))
+        (disk / "grid.npy").unlink(missing_ok=True)
+        grid = map_array(disk / "grid.npy", (1, 50, 1000))
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "ballast").write_bytes(bytes(100_000))
+        grid[:] = 1
+        grid.flush()
+        assert np.load(disk / "grid.npy").sum() == 50_000
 
 
 @pytest.mark.parametrize("where", ["parquet.write_table", "fsync", "mkdir", "ledger"])

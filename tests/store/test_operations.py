@@ -8,16 +8,20 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retrieval_kd.store import operations
+from retrieval_kd.progress import console
+from retrieval_kd.store import lookup, operations
+from retrieval_kd.store.locks import hold
 from retrieval_kd.store.operations import (
     KINDS,
     compact,
@@ -235,11 +239,13 @@ def test_quarantine_moves_a_part_out(store: Store) -> None:
         quarantine(part)
 
 
+@pytest.mark.parametrize("block", [5, 2**21])
 @pytest.mark.parametrize("part_bytes", [100, 2**27])
 @pytest.mark.parametrize("kind", KINDS)
 def test_compacting_changes_no_answer(
-    store: Store, kind: Kind, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+    store: Store, kind: Kind, part_bytes: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lookup, "BLOCK", block)  # rows of a range of keys
     monkeypatch.setattr(operations, "PART_BYTES", part_bytes)
     before, verdict = answers(store), verify(store)
     done = compact(store, kind)
@@ -368,6 +374,72 @@ def test_a_part_that_came_while_compacting_stays(store: Store, monkeypatch: pyte
     monkeypatch.setattr(operations, "write_part", slow)
     compact(store, "scores")
     assert store.find_scores(keys(11), keys(12))[0].tolist() == [5.0]
+
+
+READS: dict[str, Callable[[Store], Any]] = {
+    "scores": lambda store: store.find_scores(keys(1, 11), keys(2, 12))[0].tolist(),
+    "embeddings": lambda store: store.find_embeddings(keys(1, 11))[0],
+    "preferences": lambda store: store.preferences(keys(1)).to_pylist(),
+    "rankings": lambda store: store.rankings().to_pylist(),
+    "count": lambda store: store.count("scores") in (2, 4),
+    "summary": lambda store: summary(store)["torn"],
+    "verify": lambda store: verify(store).torn,
+    "unknown_rows": lambda store: len(unknown_rows(store, "rankings", schema_of("rankings").empty_table())),
+}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_readers_do_not_mind_compacting(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts go between their listing and their reading."""
+    store = Store.open(tmp_path, "ce", TEACHER)
+    for _ in range(2):
+        store.append_scores(keys(1, 11), keys(2, 12), np.ones(2, np.float32))
+        store.append_preferences(keys(1), keys(2), keys(3), np.ones(1, np.float32))
+        store.append_rankings(keys(1), [keys(2, 3)])
+        store.append_embeddings(keys(1), np.ones((1, 3), np.float32))
+    before, listed = READS[how](store), Store.parts
+    assert READS["count"](store) is True
+    left = set(KINDS)
+
+    def parts(self: Store, kind: Kind) -> list[Path]:
+        found = listed(self, kind)
+        if kind in left:
+            left.remove(kind)
+            with monkeypatch.context() as patch:
+                patch.setattr(Store, "parts", listed)
+                assert compact(self, kind)["parts"] == 1
+            assert not any(path.exists() for path in found)
+        return found
+
+    monkeypatch.setattr(Store, "parts", parts)
+    after = READS[how](store)
+    assert left < set(KINDS)
+    if how in ("preferences", "rankings"):
+        assert before == after * 2  # what stood twice stands once
+    else:
+        np.testing.assert_array_equal(after, before)
+
+
+def test_two_that_compact_take_turns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "quiet", False)
+    store = filled(tmp_path, kinds=["scores"])
+    before = answers(store)["scores"]
+    done: list[dict[str, int]] = []
+    threads = [threading.Thread(target=lambda: done.append(compact(store, "scores"))) for _ in range(3)]
+    with hold(store.folder / ".compact", "never said"):
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 60
+        while "another process compacts it; waiting" not in capsys.readouterr().err:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert len(store.parts("scores")) == 3
+    for thread in threads:
+        thread.join()
+    assert sorted(counts["parts_before"] for counts in done) == [1, 1, 3]
+    assert answers(store)["scores"] == before
 
 
 def test_merging_brings_everything_in_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import duckdb
@@ -13,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib.format import open_memmap
 
-from retrieval_kd.store.keys import text_keys
+from retrieval_kd.store.keys import first_of_each, text_keys
+from retrieval_kd.store.lookup import key_ranges
 from retrieval_kd.store.store import Store
 from retrieval_kd.types import InputError
 
@@ -38,7 +41,9 @@ def test_text_keys_never_change() -> None:
     assert len(set(lone.tolist())) == 4
 
 
-def test_scores_are_found_as_in_a_dictionary(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [999, 2**21])
+def test_scores_are_found_as_in_a_dictionary(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval_kd.store.store.BLOCK", block)
     rng = np.random.default_rng(0)
     store = Store.open(tmp_path, "ce", TEACHER)
     known: dict[tuple[int, int], float] = {}
@@ -91,6 +96,64 @@ def test_any_parts_and_any_wanted_pairs(
     numbers = [[s for s in answers.get(pair, []) if not math.isnan(s)] for pair in wanted]
     expected = [min(some) if some else math.nan for some in numbers]
     np.testing.assert_array_equal(scores, np.array(expected, np.float32))
+
+
+@pytest.mark.parametrize("block", [7, 2**21])
+def test_a_grid_is_what_its_pairs_are(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval_kd.store.store.BLOCK", block)
+    monkeypatch.setattr("retrieval_kd.files.PIECE", 3)
+    rng = np.random.default_rng(4)
+    query_keys, document_keys = random_keys(rng, 20)[rng.integers(0, 20, 31)], random_keys(rng, 9)  # some twice
+    rows = rng.integers(-1, 9, (31, 5)).astype(np.int32)
+    store = Store.open(tmp_path, "ce", TEACHER)
+    known = rng.random(rows.shape) < 0.6
+    known &= rows >= 0
+    pairs = query_keys[np.nonzero(known)[0]], document_keys[rows[known]]
+    values = np.where(rng.random(known.sum()) < 0.2, np.nan, rng.normal(size=known.sum())).astype(np.float32)
+    store.append_scores(*pairs, values)
+    lowest: dict[tuple[int, int], float] = {}
+    for left, right, value in zip(*pairs, values, strict=True):
+        lowest[left, right] = np.fmin(lowest.get((left, right), np.nan), value)
+    expected = np.full(rows.shape, -np.inf, np.float32)
+    lacking = []
+    for query, rank in zip(*np.nonzero(rows >= 0), strict=True):
+        pair = query_keys[query], document_keys[rows[query, rank]]
+        expected[query, rank] = lowest.get(pair, np.nan)
+        lacking += [[query, rank]] if pair not in lowest else []
+    np.save(tmp_path / "rows.npy", rows)
+    for lists, grid in (
+        (rows, np.empty(rows.shape, np.float32)),
+        (np.load(tmp_path / "rows.npy", mmap_mode="r"), open_memmap(tmp_path / "g.npy", "w+", np.float32, rows.shape)),
+    ):
+        missing = store.find_grid(query_keys, document_keys, lists, grid)
+        np.testing.assert_array_equal(grid, expected)
+        assert missing.tolist() == lacking
+    assert 0 < len(lacking) < (rows >= 0).sum()
+    np.testing.assert_array_equal(np.load(tmp_path / "g.npy"), expected)
+    none = np.empty((31, 0), np.int32)
+    assert store.find_grid(query_keys, document_keys, none, none.astype(np.float32)).shape == (0, 2)
+
+
+@given(rows=st.integers(0, 10**9), block=st.integers(1, 10**8))
+def test_ranges_of_keys_hold_each_key_once(rows: int, block: int) -> None:
+    if rows // block > 1000:
+        rows = 1000 * block
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retrieval_kd.store.lookup.BLOCK", block)
+        ranges = key_ranges(rows)
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == 2**64 - 1
+    assert all(last + 1 == first for (_, last), (first, _) in pairwise(ranges))
+    assert len(ranges) * block >= rows
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 3).map(lambda n: n * (2**62 + 1))] * 2)))
+def test_the_first_of_each_pair(pairs: list[tuple[int, int]]) -> None:
+    first: dict[tuple[int, int], int] = {}
+    for place, pair in enumerate(pairs):
+        first.setdefault(pair, place)
+    left, right = (np.array([pair[side] for pair in pairs], np.uint64) for side in (0, 1))
+    assert first_of_each(left, right).tolist() == list(first.values())
 
 
 def test_an_empty_store_and_an_empty_question(tmp_path: Path) -> None:
