@@ -65,11 +65,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _build(kind: str, documents: csr_array, folder: Path, options: dict[str, Any]) -> Any:
-    from retrieval_kd.index import open_index
-    from retrieval_kd.tables import kind_module
+    from retrieval_kd.index import build_index, open_index
+    from retrieval_kd.tables import Component
 
-    module, ids = kind_module("index", kind), [str(row) for row in range(documents.shape[0])]
-    module.build(documents, folder, module.Options(**options), document_ids=ids, identity={})
+    ids = [str(row) for row in range(documents.shape[0])]
+    build_index(Component(kind=kind, **options), documents, folder, document_ids=ids, identity={})
     return open_index(folder, threads=1)
 
 
