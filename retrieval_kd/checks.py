@@ -71,17 +71,21 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
                 documents |= full
         candidates |= compares or stage.mine is not None
         sources |= compares and stage.mine is None
+    read = Needs(candidates, sources, labels, preferences, frozenset(queries), frozenset(documents), frozenset(live))
     for number, stage in enumerate(recipe.stages):
-        if stage.mine is None and not sources and any(one.by_place for one in stage.regularizers):
-            raise InputError(
-                f"stages[{number}]: by_place goes by the documents' places among a query's candidates, of which this "
-                "stage has none; leave it out."
-            )
+        for place, regularizer in enumerate(stage.regularizers):
+            where = f"stages[{number}].regularizers[{place}]"
+            if regularizer.side != "query" and not read.documents:
+                raise InputError(f"{where} penalises documents, of which no term reads any; penalise side = 'query'.")
+            if regularizer.by_place and stage.mine is None and not sources:
+                raise InputError(
+                    f"{where}: by_place goes by the documents' places among a query's candidates, of which this stage "
+                    "has none; leave it out."
+                )
     if recipe.student.options.get("normalize") is True and (beyond := terms_beyond_cosine(recipe)):
         raise InputError(beyond[0])
     index_of(recipe)
-    vectors = frozenset(queries), frozenset(documents)
-    return Needs(candidates, sources, labels, preferences, *vectors, frozenset(live)), warnings
+    return read, warnings
 
 
 def index_of(recipe: Recipe) -> Component | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from sentence_transformers import SparseEncoder
-from sentence_transformers.sparse_encoder.modules import SpladePooling
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
 from torch import nn
 
 from retrieval_kd.lexical_start import make_lexical_model
@@ -69,6 +69,7 @@ class SparseStudent(nn.Module):
         return tokenize(self.towers.side(side), self.towers.render(texts, side))
 
     def forward(self, batch: Batch) -> Outputs:
+        self._keep_positive()
         queries = run_sparse_tower(self.towers.query, batch.queries, batch, self.top_k)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             documents = run_sparse_tower(self.towers.document, batch.documents, batch, self.top_k)
@@ -78,7 +79,15 @@ class SparseStudent(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Save into an existing folder, as a SparseEncoder."""
+        self._keep_positive()
         self.towers.model.save(str(folder), create_model_card=False)
+
+    def _keep_positive(self) -> None:
+        """Set to 0 what a step has taken below it in a table that learns: no index takes weights below 0."""
+        table: Any = self.towers.query[0]
+        if isinstance(table, SparseStaticEmbedding) and table.weight.requires_grad:
+            with torch.no_grad():
+                table.weight.clamp_(min=0)
 
 
 def load_start(options: SparseOptions, query_prompt: str | None, document_prompt: str | None) -> Towers:

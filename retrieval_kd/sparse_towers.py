@@ -100,9 +100,7 @@ def encode_batch(modules: nn.ModuleList, token_ids: Sequence[NDArray[np.int32]])
     with without_head(first.auto_model) as head:
         states = first.auto_model(**features).logits  # (n, L, D)
     double = pooling.activation_function == "log1p_relu"
-    return pool_vocabulary(
-        states, features["attention_mask"], head.weight, head.bias, pooling.pooling_strategy, double
-    )
+    return pool_vocabulary(states, features["attention_mask"], head.weight, head.bias, pooling.pooling_strategy, double)
 
 
 def _device(modules: nn.ModuleList) -> torch.device:
@@ -119,7 +117,9 @@ def vocabulary_size(modules: nn.ModuleList) -> int:
     """How many terms a tower's vectors have."""
     first: Any = modules[0]
     last: Any = modules[-1]
-    return int(head_of(first.auto_model).out_features if isinstance(last, SpladePooling) else last.get_embedding_dimension())
+    return int(
+        head_of(first.auto_model).out_features if isinstance(last, SpladePooling) else last.get_embedding_dimension()
+    )
 
 
 def encode_sparse(
@@ -137,7 +137,7 @@ def encode_sparse(
     """
     modules, top_k = towers.side(side), towers.model.max_active_dims
     tokens = [np.array(ids, np.int32) for ids in tokenize(modules, texts)]
-    lengths = np.array([len(ids) for ids in tokens], np.int64)
+    lengths = np.array([max(1, len(ids)) for ids in tokens], np.int64)  # a query of a table may have no tokens
     order, pieces = np.argsort(lengths, kind="stable"), [csr_array((0, vocabulary_size(modules)), dtype=np.float32)]
     with torch.inference_mode(), autocast(precision):
         for places in micro_batches(order, lengths[order].tolist(), batch_tokens):

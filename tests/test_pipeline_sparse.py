@@ -131,6 +131,19 @@ def test_another_index_is_searched_anew(place: Path) -> None:
         assert {name for name in STAGES if before[name] != after[name]} == {"index", "runs"}
 
 
+def test_another_index_of_a_dense_student_is_searched_and_measured_anew(place: Path) -> None:
+    """The exported forms too, whose quality is that of a search in the index."""
+    path, keys = workspace_of(place, "dense", "dense", "plain").path, []
+    changes = ["stages.0.regularizers=[]", 'export.forms=["fp32"]']
+    for factory in ("Flat", "HNSW8"):
+        index = f'index={{kind="faiss", factory="{factory}"}}'
+        workspace = Workspace(path, place / "work/dense", place / "store", [*changes, index])
+        pipeline.run(workspace)
+        stages = ("student", "index", "served", "runs")
+        keys.append({name: read_json(workspace.folder / name / "manifest.json")["key"] for name in stages})
+    assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"index", "served", "runs"}
+
+
 def test_the_tolerance_of_the_table_is_part_of_what_is_served(place: Path) -> None:
     workspace = workspace_of(place, "free", "inference_free", "masked", "max_length = 24")
     pipeline.run(workspace)
@@ -151,6 +164,15 @@ def test_the_served_table_is_the_query_tower(place: Path) -> None:
     assert table.encode(texts)[[2]].nnz == 0
     with pytest.raises(InputError, match=r"is not a table of query weights: it has no table\.json"):
         QueryTable.load(workspace.folder)
+
+
+def test_a_live_teacher_that_begins_with_the_collection_is_refused(place: Path) -> None:
+    """It would only when training begins, hours later."""
+    path = workspace_of(place, "live", "splade", "masked").path
+    live = f'[[live]]\nname = "tutor"\nkind = "inference_free"\nmodel = "{place / "masked"}"\n'
+    path.write_text(path.read_text() + live)
+    with pytest.raises(InputError, match="live teacher 'tutor' would begin with the collection"):
+        Workspace(path, place / "work/live", place / "store")
 
 
 def test_the_wrong_index_is_refused_before_anything_runs(place: Path) -> None:

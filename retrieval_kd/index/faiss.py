@@ -28,9 +28,7 @@ class Options(Table):
     ef_search: Positive | None = None  # candidates kept, for HNSW
 
 
-def write(
-    vectors: NDArray[np.float32], folder: Path, options: Options, document_ids: Sequence[str]
-) -> dict[str, Any]:
+def write(vectors: NDArray[np.float32], folder: Path, options: Options, document_ids: Sequence[str]) -> dict[str, Any]:
     """Index vectors (N, D) into a folder.
 
     InputError for a factory string that FAISS does not know, for search parameters that it does not have, and for too

@@ -303,7 +303,9 @@ def search(workspace: Workspace) -> None:
     if workspace.reranks:
         read_from = [workspace.made("student", "train")["key"]]
     else:
-        read_from = [workspace.made(name, command)["key"] for name, command in (("served", "export"), ("index", "index"))]
+        read_from = [
+            workspace.made(name, command)["key"] for name, command in (("served", "export"), ("index", "index"))
+        ]
 
     def work(folder: Path) -> dict[str, Any]:
         active: dict[str, float] = {}

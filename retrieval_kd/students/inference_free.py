@@ -79,8 +79,8 @@ def load(options: Options) -> SparseStudent:
     sizes = [vocabulary_size(modules) for modules in (loaded.query, loaded.document)]
     if sizes[0] != sizes[1]:
         raise InputError(
-            f"model {options.model!r}: its table weighs {sizes[0]} terms and its documents have {sizes[1]}, so that they "
-            "have no score; let `rkd train` make the table anew, from the document encoder alone."
+            f"model {options.model!r}: its table weighs {sizes[0]} terms and its documents have {sizes[1]}, so that "
+            "there is no score; let `rkd train` make the table anew, from the document encoder alone."
         )
     table.frozen = not options.train_table
     table.weight.requires_grad_(options.train_table)

@@ -59,11 +59,7 @@ class SparseEncoder:
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> NDArray[np.float32]:
         """Scores of pairs; every distinct text is encoded once."""
-        sides: list[Any] = []
-        for texts, side in ((queries, "query"), (documents, "document")):
-            distinct, places = np.unique(np.array(texts, object), return_inverse=True)
-            sides.append(self._encode(distinct.tolist(), side)[places])
-        left, right = sides
+        left, right = self._encode_once(queries, "query"), self._encode_once(documents, "document")
         return np.asarray(left.multiply(right).sum(axis=1), np.float32)
 
     def retrieve(self, queries: Sequence[str], k: int) -> Hits:
@@ -85,6 +81,10 @@ class SparseEncoder:
         texts = self.render(self.collection.documents, "document")
         with progress("encode documents", len(texts)) as advance:
             return self._encode(texts, "document", advance).T.tocsr()
+
+    def _encode_once(self, texts: Sequence[str], side: Side) -> Any:
+        distinct, places = np.unique(np.array(texts, object), return_inverse=True)
+        return self._encode(distinct.tolist(), side)[places]
 
     def _encode(self, texts: Sequence[str], side: Side, advance: Callable[[int], object] = int) -> Any:
         """Vectors (n, V) of texts: csr_array float64, so that sums do not depend on who is summed with whom.

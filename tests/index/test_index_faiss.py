@@ -15,7 +15,6 @@ from retrieval_kd.index import Index, build_index, open_index
 from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
 
-
 FLAT = Component(kind="faiss")
 
 

@@ -158,7 +158,9 @@ def test_a_collection_of_milvus_that_was_built_anew_is_not_searched(tmp_path: Pa
     found = make(tmp_path / "first", kind_of("milvus"), first, **options).search(first, 1)
     assert found.rows.shape == (6, 1)
     make(tmp_path / "second", "milvus", sparse(6, 20, 0.4, 2), **options)
-    with pytest.raises(InputError, match=r"'documents' at .*server\.db was built anew .* an index\.collection of its own"):
+    with pytest.raises(
+        InputError, match=r"'documents' at .*server\.db was built anew .* an index\.collection of its own"
+    ):
         open_index(tmp_path / "first")
     make(tmp_path / "third", "milvus", first, **options, collection="other")
     open_index(tmp_path / "second")

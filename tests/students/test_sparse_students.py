@@ -56,6 +56,12 @@ def outputs(student: SparseStudent, queries: Sequence[str] = QUERIES, documents:
     return found
 
 
+def same(left: torch.Tensor | None, right: torch.Tensor | None) -> bool:
+    assert left is not None
+    assert right is not None
+    return left.shape == right.shape and torch.allclose(left, right, atol=1e-4)
+
+
 def shake(student: SparseStudent) -> None:
     """As if trained."""
     make = torch.Generator().manual_seed(1)
@@ -85,8 +91,14 @@ def test_saved_and_loaded_it_gives_the_same_vectors(
     kind: str, model: str, options: dict[str, Any], models: dict[str, str], tmp_path: Path
 ) -> None:
     student = make(models, kind, model, **options)
-    shake(student)
     with torch.no_grad():
+        whole = outputs(student)
+        for name in set(options) - {"train_table"}:
+            without = outputs(
+                make(models, kind, model, **{key: value for key, value in options.items() if key != name})
+            )
+            assert not (same(whole.queries, without.queries) and same(whole.documents, without.documents)), name
+        shake(student)
         found = outputs(student)
     assert found.queries is not None
     assert found.documents is not None
@@ -171,6 +183,22 @@ def test_the_table_learns_if_told(models: dict[str, str]) -> None:
             assert found.queries is not None
             expected = ((found.queries > 0).float().sum(0) * found.documents.detach().sum(0)).numpy()
             np.testing.assert_allclose(table.weight.grad.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_table_that_learns_has_no_weights_below_0(models: dict[str, str], tmp_path: Path) -> None:
+    """Which no index takes: neither in the step that follows nor in what is saved."""
+    student = make(models, "inference_free", "free", train_table=True)
+    table: Any = student.towers.query[0]
+    heavy = int(table.weight.argmax())
+    for way in ("read", "saved"):
+        with torch.no_grad():
+            table.weight[[heavy, heavy - 1]] = torch.tensor([-0.5, 0.25])
+        if way == "read":
+            outputs(student)
+        else:
+            student.save(tmp_path)
+            table = load_sparse_towers(str(tmp_path)).query[0]
+        assert table.weight[[heavy, heavy - 1]].tolist() == [0.0, 0.25]
 
 
 def test_queries_are_looked_up(models: dict[str, str]) -> None:
