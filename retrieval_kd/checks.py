@@ -8,7 +8,7 @@ from retrieval_kd.losses import Loss, check_options, find_loss
 from retrieval_kd.recipe import Recipe, Rendering
 from retrieval_kd.regularizers import find_regularizer
 from retrieval_kd.stages import Stage, Term
-from retrieval_kd.tables import kind_module
+from retrieval_kd.tables import Component, kind_module
 from retrieval_kd.types import InputError
 
 HAS_VECTORS = {"bi_encoder"}  # kinds of cached teachers whose vectors are kept
@@ -71,23 +71,45 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
                 documents |= full
         candidates |= compares or stage.mine is not None
         sources |= compares and stage.mine is None
+    read = Needs(candidates, sources, labels, preferences, frozenset(queries), frozenset(documents), frozenset(live))
+    for number, stage in enumerate(recipe.stages):
+        for place, regularizer in enumerate(stage.regularizers):
+            where = f"stages[{number}].regularizers[{place}]"
+            if regularizer.side != "query" and not read.documents:
+                raise InputError(f"{where} penalises documents, of which no term reads any; penalise side = 'query'.")
+            if regularizer.by_place and stage.mine is None and not sources:
+                raise InputError(
+                    f"{where}: by_place goes by the documents' places among a query's candidates, of which this stage "
+                    "has none; leave it out."
+                )
     if recipe.student.options.get("normalize") is True and (beyond := terms_beyond_cosine(recipe)):
         raise InputError(beyond[0])
+    index_of(recipe)
+    return read, warnings
+
+
+def index_of(recipe: Recipe) -> Component | None:
+    """The index of the student's vectors, by default of the kind that is exact; None for a student that re-ranks.
+
+    InputError for an index that does not take such vectors.
+    """
     student = kind_module("students", recipe.student.kind)
-    if student.SEARCHES:
-        takes = kind_module("index", recipe.index.kind).TAKES
-        if student.GIVES not in ((takes,) if isinstance(takes, str) else takes):
-            needed = "impact" if student.GIVES == "sparse" else "faiss"
+    if not student.SEARCHES:
+        if recipe.index is not None:
             raise InputError(
-                f"index kind {recipe.index.kind!r} does not take {student.GIVES} vectors, which those of a "
-                f"{recipe.student.kind} student are; set index.kind = {needed!r}."
+                f"a {recipe.student.kind} student cannot be indexed; it re-ranks the candidates. Leave [index] out."
             )
-    elif "index" in recipe.model_fields_set:
+        return None
+    index = recipe.index or Component(kind=_INDEX[student.VECTORS])
+    if student.VECTORS not in kind_module("index", index.kind).VECTORS:
         raise InputError(
-            f"a {recipe.student.kind} student cannot be indexed; it re-ranks the candidates. Leave [index] out."
+            f"index kind {index.kind!r} does not take {student.VECTORS} vectors, which those of a "
+            f"{recipe.student.kind} student are; set index.kind = {_INDEX[student.VECTORS]!r}, or leave [index] out."
         )
-    vectors = frozenset(queries), frozenset(documents)
-    return Needs(candidates, sources, labels, preferences, *vectors, frozenset(live)), warnings
+    return index
+
+
+_INDEX = {"dense": "faiss", "sparse": "impact"}
 
 
 def _check_stage(recipe: Recipe, number: int, stage: Stage, kinds: dict[str, str]) -> None:
@@ -111,7 +133,7 @@ def _check_stage(recipe: Recipe, number: int, stage: Stage, kinds: dict[str, str
     student = kind_module("students", recipe.student.kind)
     if stage.widths and not student.SEARCHES:
         raise InputError(f"{where}.widths cuts vectors whose products are scores; a {recipe.student.kind} has none.")
-    sparse = student.SEARCHES and student.GIVES == "sparse"
+    sparse = student.VECTORS == "sparse"
     if sparse and stage.widths:
         raise InputError(f"{where}.widths cuts dense vectors; those of a {recipe.student.kind} student are sparse.")
     if sparse and any(term.layers for term in stage.terms):

@@ -47,7 +47,7 @@ def encode_sorted(
     extra = np.repeat(order[-1:], -len(order) % world)  # equal shares: the longest item may come twice
     share = np.concatenate([order, extra])[rank::world]
     pieces = []
-    for places in _micro_batches(share, [lengths[place] for place in share], micro_batch_tokens):
+    for places in micro_batches(share, [lengths[place] for place in share], micro_batch_tokens):
         chunk = [items[place] for place in places]
         if gradient_caching and torch.is_grad_enabled():
             pieces.append(cast(Tensor, checkpoint(encode, chunk, use_reentrant=False)))
@@ -59,7 +59,7 @@ def encode_sorted(
     return whole[torch.from_numpy(place_of).to(whole.device)]
 
 
-def _micro_batches(places: NDArray[np.int64], lengths: Sequence[int], tokens: int) -> Iterator[NDArray[np.int64]]:
+def micro_batches(places: NDArray[np.int64], lengths: Sequence[int], tokens: int) -> Iterator[NDArray[np.int64]]:
     """Consecutive pieces of `places`, whose `lengths` rise, of at most so many tokens when padded."""
     start = 0
     for end in range(1, len(places) + 1):

@@ -8,24 +8,28 @@ first expansion. The result is an ordinary masked language model, which training
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from retrieval_kd.gather import micro_batches
 from retrieval_kd.progress import progress
 from retrieval_kd.towers import keep_layers, pad
 from retrieval_kd.types import InputError
 from retrieval_kd.vocabulary_head import head_of, without_head
 
 TOKENS = 150_000  # of the collection that are looked at
+BATCH_TOKENS = 1024  # read at once, padding included
 SHIFT = 6.0  # makes the head's activation function all but linear
 PRIOR = 4.0  # occurrences that the guess of an unseen term's state counts for
 RIDGE = 1e-3  # of the mean variance
@@ -49,9 +53,8 @@ def make_lexical_model(
     max_length: int | None,
     sides: int,
     double: bool,
-    folder: Path,
 ) -> Transformer:
-    """Save in `folder` the encoder `source` with a new head, and return it as a module.
+    """The encoder `source` with a new head.
 
     A term of a text weighs about 1 where the encoder reads documents alone (`sides` is 1), since queries have
     the inverse document frequency; where it reads both, its root. `layers` are the numbers of those to keep. Raises
@@ -66,19 +69,26 @@ def make_lexical_model(
         transformers_logging.set_verbosity(verbosity)
     if layers:
         keep_layers(model.base_model, layers)
-        model.config.num_hidden_layers = len(layers)
+    fit_vocabulary(model, tokenizer)
     _make_linear(model)
     config = max_length or 512
     length = min(config, getattr(model.config, "max_position_embeddings", config), tokenizer.model_max_length)
     tokens = _sample(tokenizer, texts, length)
-    frequency = _frequencies(tokens, len(tokenizer))
+    frequency = torch.from_numpy(inverse_frequencies(tokens, len(tokenizer)))
     weights = torch.sqrt(frequency) if sides == 2 else (frequency > 0).float()
     states = _read(model, tokens, tokenizer.pad_token_id or 0)
     _set_head(model, states, tokenizer.all_special_ids, weights, double)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    module: Transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=length)
+    with TemporaryDirectory(prefix="rkd-") as folder:  # the way to a module is by a saved model
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        module: Transformer = Transformer(folder, transformer_task="fill-mask", max_seq_length=length)
     return module
+
+
+def fit_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Cut, or extend, embeddings and head to the tokenizer's terms: many a model's are padded to a round number."""
+    if head_of(model).out_features != len(tokenizer):
+        model.resize_token_embeddings(len(tokenizer))
 
 
 def _make_linear(model: Any) -> None:
@@ -116,12 +126,16 @@ def _sample(tokenizer: Any, texts: Sequence[str], length: int) -> list[list[int]
     return found
 
 
-def _frequencies(tokens: Sequence[Sequence[int]], size: int) -> Tensor:
-    """Inverse document frequencies (V,) in the sample."""
-    counts = np.zeros(size)
-    for ids in tokens:
-        counts[np.unique(ids)] += 1
-    return torch.from_numpy(np.log1p((len(tokens) - counts + 0.5) / (counts + 0.5))).float()
+def inverse_frequencies(token_ids: Iterable[Sequence[int]], size: int) -> NDArray[np.float32]:
+    """log(1 + (N - n + 0.5) / (n + 0.5)) of each of `size` terms: N texts, n of them with the term.
+
+    Source: Robertson and Zaragoza 2009 in Lucene's form, which is not negative.
+    """
+    counts, texts = np.zeros(size, np.int64), 0
+    for ids in token_ids:
+        counts[np.unique(np.asarray(ids, np.int64))] += 1
+        texts += 1
+    return np.log1p((texts - counts + 0.5) / (counts + 0.5)).astype(np.float32)
 
 
 def _read(model: Any, tokens: Sequence[Sequence[int]], pad_id: int) -> States:
@@ -129,19 +143,17 @@ def _read(model: Any, tokens: Sequence[Sequence[int]], pad_id: int) -> States:
     head = head_of(model)
     size, width = head.weight.shape
     counts, sums, squares = torch.zeros(size), torch.zeros(size, width), torch.zeros(width, width)
-    order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
+    lengths = np.array([len(ids) for ids in tokens], np.int64)
+    order = np.argsort(lengths, kind="stable")
     with progress("read the collection's terms", len(order)) as advance, torch.inference_mode(), without_head(model):
-        start = 0
-        while start < len(order):
-            batch = order[start : start + max(1, 1024 // len(tokens[order[min(start + 7, len(order) - 1)]]))]
-            features = pad([np.array(tokens[place], np.int32) for place in batch], pad_id, torch.device("cpu"))
+        for places in micro_batches(order, lengths[order].tolist(), BATCH_TOKENS):
+            features = pad([np.array(tokens[place], np.int32) for place in places], pad_id, torch.device("cpu"))
             mask = features["attention_mask"].bool()
             states, ids = model(**features).logits[mask], features["input_ids"][mask]
             counts.index_add_(0, ids, torch.ones(len(ids)))
             sums.index_add_(0, ids, states)
             squares += states.T @ states
-            start += len(batch)
-            advance(len(batch))
+            advance(len(places))
     return States(counts, sums, squares)
 
 

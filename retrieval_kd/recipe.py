@@ -195,7 +195,7 @@ class Recipe(Table):
     student: Student
     training: Training = Training()
     stages: tuple[Stage, ...] = ()
-    index: Component = Component(kind="faiss")
+    index: Component | None = None  # absent: see checks.index_of
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
 

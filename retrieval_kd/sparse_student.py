@@ -8,14 +8,15 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from sentence_transformers.sparse_encoder.modules import SpladePooling
+from sentence_transformers import SparseEncoder
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
 from torch import nn
 
 from retrieval_kd.lexical_start import make_lexical_model
-from retrieval_kd.sparse_towers import has_head, load_sparse_towers, run_sparse_tower, tokenize
+from retrieval_kd.sparse_towers import has_head, load_sparse_towers, run_sparse_tower
 from retrieval_kd.students import Batch, Outputs, own_scores
 from retrieval_kd.tables import Positive, Table
-from retrieval_kd.towers import Towers, keep_layers
+from retrieval_kd.towers import Towers, join_towers, keep_layers, set_dropout, tokenize
 from retrieval_kd.types import InputError, Side
 from retrieval_kd.vocabulary_head import Pooling
 from retrieval_kd.weights import locate_model
@@ -68,6 +69,7 @@ class SparseStudent(nn.Module):
         return tokenize(self.towers.side(side), self.towers.render(texts, side))
 
     def forward(self, batch: Batch) -> Outputs:
+        self._keep_positive()
         queries = run_sparse_tower(self.towers.query, batch.queries, batch, self.top_k)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             documents = run_sparse_tower(self.towers.document, batch.documents, batch, self.top_k)
@@ -77,7 +79,33 @@ class SparseStudent(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Save into an existing folder, as a SparseEncoder."""
+        self._keep_positive()
         self.towers.model.save(str(folder), create_model_card=False)
+
+    def _keep_positive(self) -> None:
+        """Set to 0 what a step has taken below it in a table that learns: no index takes weights below 0."""
+        table: Any = self.towers.query[0]
+        if isinstance(table, SparseStaticEmbedding) and table.weight.requires_grad:
+            with torch.no_grad():
+                table.weight.clamp_(min=0)
+
+
+def load_start(options: SparseOptions, query_prompt: str | None, document_prompt: str | None) -> Towers:
+    """The towers that a student starts from; InputError where they are still to be made from a collection."""
+    if options.start != "model":
+        raise InputError(f'student.start = "{options.start}" begins with a collection; it is made by `rkd train`.')
+    return load_tower(options, query_prompt, document_prompt)
+
+
+def make_student(
+    options: SparseOptions, loaded: Towers, query: Sequence[Any], document: Sequence[Any], frozen: bool = False
+) -> SparseStudent:
+    """The student of these modules (the same ones for a tied one), with the prompts of `loaded`."""
+    top_k = options.top_k or loaded.model.max_active_dims
+    prompts = loaded.query_prompt, loaded.document_prompt
+    student = SparseStudent(join_towers(query, document, *prompts, SparseEncoder, max_active_dims=top_k), frozen)
+    set_dropout(student, options.dropout)
+    return student
 
 
 def load_tower(tower: SparseTower, query_prompt: str | None = None, document_prompt: str | None = None) -> Towers:
@@ -95,18 +123,10 @@ def change_tower(modules: nn.ModuleList, tower: SparseTower) -> None:
     first: Any = modules[0]
     if tower.layers:
         keep_layers(first.auto_model.base_model, tower.layers)
-        first.auto_model.config.num_hidden_layers = len(tower.layers)
     if tower.pooling is not None:
         modules[-1].pooling_strategy = tower.pooling
     if tower.double_log is not None:
         modules[-1].activation_function = "log1p_relu" if tower.double_log else "relu"
-
-
-def set_dropout(modules: nn.Module, dropout: float | None) -> None:
-    """The rate of every dropout layer, where one is given."""
-    for module in modules.modules():
-        if dropout is not None and isinstance(module, nn.Dropout):
-            module.p = dropout
 
 
 def starts_lexically(options: SparseOptions) -> bool:
@@ -118,10 +138,10 @@ def starts_lexically(options: SparseOptions) -> bool:
     return True
 
 
-def lexical_tower(options: SparseOptions, prompt: str, texts: Sequence[str], sides: int, folder: Path) -> list[Any]:
+def lexical_tower(options: SparseOptions, prompt: str, texts: Sequence[str], sides: int) -> list[Any]:
     """A tower whose new head gives a text the terms it consists of; see `make_lexical_model`."""
     source = locate_model(options.model, options.revision)
     rendered = [prompt + text for text in texts]
     double = bool(options.double_log)
-    transformer = make_lexical_model(source, rendered, options.layers, options.max_length, sides, double, folder)
+    transformer = make_lexical_model(source, rendered, options.layers, options.max_length, sides, double)
     return [transformer, SpladePooling(options.pooling or "max", "log1p_relu" if double else "relu")]

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module, Normalize, Router
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch import Tensor, nn
 
 from retrieval_kd.engines import EnginePrecision, compile_module
@@ -125,6 +126,33 @@ def keep_layers(transformer: Any, layers: Sequence[int]) -> None:
     transformer.config.num_hidden_layers = len(layers)
 
 
+def join_towers(
+    query: Sequence[Any],
+    document: Sequence[Any],
+    query_prompt: str,
+    document_prompt: str,
+    form: Any = SentenceTransformer,
+    **settings: Any,
+) -> Towers:
+    """One model of both sides, whose scores are dot products: plain when they are the same modules, routed when not.
+
+    `form` is its class, of Sentence Transformers, and `settings` are further ones of that class.
+    """
+    modules = list(query) if query is document else [Router.for_query_document(list(query), list(document))]
+    prompts = {"query": query_prompt, "document": document_prompt}
+    model = form(modules=modules, prompts=prompts, similarity_fn_name="dot", device="cpu", **settings)
+    query_list = nn.ModuleList(query)
+    document_list = query_list if query is document else nn.ModuleList(document)
+    return Towers(model, query_list, document_list, query_prompt, document_prompt)
+
+
+def set_dropout(modules: nn.Module, dropout: float | None) -> None:
+    """The rate of every dropout layer, where one is given."""
+    for module in modules.modules():
+        if dropout is not None and isinstance(module, nn.Dropout):
+            module.p = dropout
+
+
 def describe(modules: nn.ModuleList, precision: str) -> dict[str, Any]:
     """What decides a tower's vectors: kinds of modules, their settings, a hash of their weights."""
     return {
@@ -178,7 +206,7 @@ def compile_tower(modules: nn.ModuleList, precision: EnginePrecision, calibratio
         return pad([np.array(ids, np.int32) for ids in token_ids], pad_id, torch.device("cpu"))
 
     def read(texts: Sequence[str]) -> list[list[int]]:
-        return tokenize(modules, texts) if texts else []
+        return tokenize(modules, texts)
 
     forward = compile_module(
         _Tower(modules), padded(read(EXAMPLE)), precision, [padded([ids]) for ids in read(calibration)]
@@ -256,13 +284,20 @@ def pad(token_ids: Sequence[NDArray[np.int32]], pad_id: int, device: torch.devic
 
 
 def tokenize(modules: nn.ModuleList, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids as the tower reads them: special tokens in place, cut at its maximum length."""
+    """Token ids as the tower reads them: special tokens in place, but for a table; cut at its maximum length."""
+    if not texts:
+        return []
     first: Any = modules[0]
-    encoded = first.tokenizer(list(texts), truncation=True, max_length=first.max_seq_length)
+    encoded = first.tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=first.max_seq_length,
+        add_special_tokens=not isinstance(first, SparseStaticEmbedding),
+    )
     return cast(list[list[int]], encoded["input_ids"])
 
 
 def count_tokens(towers: Towers, queries: Sequence[str], documents: Sequence[str]) -> int:
     """Tokens of the distinct queries and of the distinct documents, as their towers read them."""
     texts: dict[Side, list[str]] = {"query": list(dict.fromkeys(queries)), "document": list(dict.fromkeys(documents))}
-    return sum(len(ids) for side in SIDES if texts[side] for ids in tokenize(towers.side(side), texts[side]))
+    return sum(len(ids) for side in SIDES for ids in tokenize(towers.side(side), texts[side]))

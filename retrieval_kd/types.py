@@ -46,6 +46,11 @@ class Hits:
         """(Q, K), True where there is a result."""
         return self.rows >= 0
 
+    @staticmethod
+    def none(queries: int, k: int) -> Hits:
+        """Hits (queries, k) with every place missing, to be filled."""
+        return Hits(np.full((queries, k), -1, np.int32), np.full((queries, k), -np.inf, np.float32))
+
     def top(self, k: int) -> Hits:
         """The first `k` columns."""
         return Hits(self.rows[:, :k], self.scores[:, :k])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from retrieval_kd.checks import Needs, check
+from retrieval_kd.checks import Needs, check, index_of
 from retrieval_kd.recipe import Recipe
 from retrieval_kd.tables import parse
 from retrieval_kd.types import InputError
@@ -224,3 +224,29 @@ def test_what_stages_need() -> None:
     guided = {**NCE, "relation": "batch", "guide": {"teacher": "minilm"}}
     assert needs(terms(guided)).query_vectors == needs(terms(guided)).document_vectors == {"minilm"}
     assert needs(terms({**guided, "guide": {"teacher": "colbert"}})).live == {"colbert"}
+
+
+def test_the_index_goes_by_the_students_vectors() -> None:
+    for kind, expected in (("dense", "faiss"), ("splade", "impact"), ("inference_free", "impact")):
+        found = index_of(recipe(terms(NCE), student={"kind": kind, "model": "m"}))
+        assert found is not None
+        assert found.kind == expected
+    named = recipe(terms(NCE), index={"kind": "impact", "block": 8}, student={"kind": "splade", "model": "m"})
+    assert index_of(named) == named.index
+    assert index_of(recipe(terms(NCE), student={"kind": "late_interaction", "model": "m"})) is None
+    with pytest.raises(InputError, match=r"'impact' does not take dense vectors.* set index\.kind = 'faiss', or leave"):
+        needs(terms(NCE), index={"kind": "impact"})
+
+
+def test_penalties_need_what_they_penalise() -> None:
+    student = {"kind": "splade", "model": "m"}
+    imitate = {"loss": "embedding_mse", "teachers": ["minilm"]}
+    flops = {"name": "flops", "weight": 1e-3}
+    for side in ("document", "both"):
+        with pytest.raises(InputError, match=r"regularizers\[0\] penalises documents, of which no term reads any"):
+            needs(terms({**imitate, "side": "query"}, regularizers=[{**flops, "side": side}]), student=student)
+    needs(terms({**imitate, "side": "query"}, regularizers=[{**flops, "side": "query"}]), student=student)
+    placed = {"regularizers": [{**flops, "by_place": True}]}
+    with pytest.raises(InputError, match=r"by_place goes by .* of which this stage has none"):
+        needs(terms({**imitate, "side": "document"}, **placed), student=student)
+    assert needs(terms(NCE, **placed), student=student).sources

@@ -172,7 +172,8 @@ def test_extras_are_those_of_pyproject() -> None:
         "import retrieval_kd; retrieval_kd.Encoder; retrieval_kd.open_index; retrieval_kd.load_collection",
         "sys.argv = ['rkd', '--help']; runpy.run_module('retrieval_kd', run_name='__main__')",
         "sys.argv = ['rkd', 'serve', '--help']; runpy.run_module('retrieval_kd', run_name='__main__')",
-        "from retrieval_kd.tables import kind_module; kind_module('index', 'faiss')",
+        "from retrieval_kd.tables import kind_module; kind_module('index', 'faiss'); kind_module('index', 'impact')",
+        "import retrieval_kd.query_table",
         "import retrieval_kd.pipeline.scores",
     ],
 )

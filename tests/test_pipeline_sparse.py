@@ -16,10 +16,7 @@ from retrieval_kd import pipeline
 from retrieval_kd.files import load_hits, read_json
 from retrieval_kd.pipeline import Workspace
 from retrieval_kd.query_table import QueryTable
-from retrieval_kd.tables import kinds
 from retrieval_kd.types import InputError
-
-pytestmark = pytest.mark.skipif("impact" not in kinds("index"), reason="there is no index of sparse vectors")
 
 RECIPE = """
 [data]
@@ -55,6 +52,7 @@ latency_queries = 2
 fused = false
 """
 PENALTY = '{ name = "flops", weight = { ramp = "quadratic", to = 1e-2, steps = 6 }, by_place = true }'
+STAGES = ("student", "vectors", "index", "served", "runs")
 STEERED = '{ name = "l1", weight = 1e-3, active_terms = 12 }'
 
 
@@ -113,11 +111,46 @@ def test_a_whole_run(name: str, kind: str, model: str, student: str, regularizer
     assert system["engine"] == ("table" if kind == "inference_free" else "torch fp32")
     assert system["query_p50_ms"] > 0
     assert system["index_bytes"] > 0
-    assert report["facts"]["active terms a document"] == pytest.approx((documents > 0).sum(1).mean(), abs=0.06)
-    assert report["facts"]["active terms a query"] == pytest.approx((queries > 0).sum(1).mean(), abs=0.06)
+    assert report["facts"]["active_terms_a_document"] == pytest.approx((documents > 0).sum(1).mean(), abs=0.06)
+    assert report["facts"]["active_terms_a_query"] == pytest.approx((queries > 0).sum(1).mean(), abs=0.06)
     stamps = {path: path.stat().st_mtime_ns for path in workspace.folder.glob("*/manifest.json")}
     pipeline.run(workspace_of(place, name, kind, model, student, regularizer))
     assert stamps == {path: path.stat().st_mtime_ns for path in workspace.folder.glob("*/manifest.json")}
+
+
+def test_another_index_is_searched_anew(place: Path) -> None:
+    """Nothing of the runs is kept, whether vectors come from a table, which is made once, or from torch."""
+    for kind in ("inference_free", "splade"):
+        workspace = workspace_of(place, f"twice-{kind}", kind, "masked")
+        pipeline.run(workspace)
+        before = {name: read_json(workspace.folder / name / "manifest.json")["key"] for name in STAGES}
+        again = Workspace(workspace.path, workspace.folder, workspace.store, ["index.weights=uint8"])
+        pipeline.run(again)
+        after = {name: read_json(workspace.folder / name / "manifest.json")["key"] for name in STAGES}
+        assert read_json(workspace.folder / "index/index/index.json")["weights"] == "uint8"
+        assert {name for name in STAGES if before[name] != after[name]} == {"index", "runs"}
+
+
+def test_another_index_of_a_dense_student_is_searched_and_measured_anew(place: Path) -> None:
+    """The exported forms too, whose quality is that of a search in the index."""
+    path, keys = workspace_of(place, "dense", "dense", "plain").path, []
+    changes = ["stages.0.regularizers=[]", 'export.forms=["fp32"]']
+    for factory in ("Flat", "HNSW8"):
+        index = f'index={{kind="faiss", factory="{factory}"}}'
+        workspace = Workspace(path, place / "work/dense", place / "store", [*changes, index])
+        pipeline.run(workspace)
+        stages = ("student", "index", "served", "runs")
+        keys.append({name: read_json(workspace.folder / name / "manifest.json")["key"] for name in stages})
+    assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"index", "served", "runs"}
+
+
+def test_the_tolerance_of_the_table_is_part_of_what_is_served(place: Path) -> None:
+    workspace = workspace_of(place, "free", "inference_free", "masked", "max_length = 24")
+    pipeline.run(workspace)
+    path = workspace.folder / "served/manifest.json"
+    before = read_json(path)["key"]
+    pipeline.export(Workspace(workspace.path, workspace.folder, workspace.store, ["export.vector_tolerance=0.5"]))
+    assert read_json(path)["key"] != before
 
 
 def test_the_served_table_is_the_query_tower(place: Path) -> None:
@@ -133,11 +166,20 @@ def test_the_served_table_is_the_query_tower(place: Path) -> None:
         QueryTable.load(workspace.folder)
 
 
+def test_a_live_teacher_that_begins_with_the_collection_is_refused(place: Path) -> None:
+    """It would only when training begins, hours later."""
+    path = workspace_of(place, "live", "splade", "masked").path
+    live = f'[[live]]\nname = "tutor"\nkind = "inference_free"\nmodel = "{place / "masked"}"\n'
+    path.write_text(path.read_text() + live)
+    with pytest.raises(InputError, match="live teacher 'tutor' would begin with the collection"):
+        Workspace(path, place / "work/live", place / "store")
+
+
 def test_the_wrong_index_is_refused_before_anything_runs(place: Path) -> None:
     path = place / "wrong.toml"
     text = RECIPE.format(
         data=place / "toy", kind="splade", model=place / "masked", student="", regularizer=PENALTY
     ).replace('kind = "impact"\nweights = "float32"', 'kind = "faiss"')
     path.write_text(text)
-    with pytest.raises(InputError, match=r"'faiss' does not take sparse vectors.*set index.kind = 'impact'"):
+    with pytest.raises(InputError, match=r"'faiss' does not take sparse vectors.*set index.kind = 'impact', or leave"):
         Workspace(path, place / "work/wrong", place / "store")

@@ -76,7 +76,7 @@ def test_a_good_recipe(write: Write) -> None:
     weight = recipe.stages[1].terms[0].weight
     assert not isinstance(weight, float)
     assert (weight.ramp, weight.to, weight.steps) == ("linear", 0.5, 5)
-    assert (recipe.index.kind, recipe.candidates.sources[0].kind) == ("faiss", "bm25")
+    assert recipe.candidates.sources[0].kind == "bm25"
     assert parse(Recipe, recipe.model_dump(mode="json"), "again") == recipe  # what recipe.json holds
 
 
@@ -339,4 +339,5 @@ def test_shipped_recipes_pass_every_check(path: Path) -> None:
         else:
             options("teachers", source)
     options("students", recipe.student)
-    options("index", recipe.index)
+    if recipe.index is not None:
+        options("index", recipe.index)

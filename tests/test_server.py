@@ -22,11 +22,12 @@ from fastapi.testclient import TestClient
 
 from retrieval_kd import server
 from retrieval_kd.encoder import Encoder
-from retrieval_kd.index import faiss as kind
-from retrieval_kd.index import open_index
+from retrieval_kd.index import build_index, open_index
 from retrieval_kd.server import Limits, create_app
+from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
 
+FLAT = Component(kind="faiss")
 DOCUMENTS = {
     "sorted": "sort a list",
     "open": "open a file",
@@ -45,7 +46,7 @@ def encoder(exported: Path) -> Encoder:
 def index_folder(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("index") / "index"
     vectors = encoder.encode(list(DOCUMENTS.values()))
-    kind.build(vectors, folder, kind.Options(), document_ids=list(DOCUMENTS), identity={"student": "tiny"})
+    build_index(FLAT, vectors, folder, document_ids=list(DOCUMENTS), identity={"student": "tiny"})
     return folder
 
 
@@ -152,8 +153,8 @@ def test_search(client: TestClient) -> None:
 
 def test_search_leaves_out_empty_places_and_texts(encoder: Encoder, tmp_path: Path) -> None:
     vectors = encoder.encode(list(DOCUMENTS.values()))
-    options = kind.Options(factory="IVF3,Flat", nprobe=1)
-    kind.build(vectors, tmp_path / "i", options, document_ids=list(DOCUMENTS), identity={"student": "tiny"})
+    lists = Component(kind="faiss", factory="IVF3,Flat", nprobe=1)
+    build_index(lists, vectors, tmp_path / "i", document_ids=list(DOCUMENTS), identity={"student": "tiny"})
     client = TestClient(create_app(encoder, open_index(tmp_path / "i"), "tiny"))
     (results,) = client.post("/search", json={"query": "date", "k": 5}).json()["results"]
     assert 0 < len(results) < 5
@@ -211,7 +212,7 @@ def test_index_of_another_tower_is_refused(encoder: Encoder, index_folder: Path)
 def test_index_of_the_document_tower_is_taken(encoder: Encoder, tmp_path: Path) -> None:
     vectors = encoder.encode(list(DOCUMENTS.values()))
     identity = {"student": "tiny-document"}
-    kind.build(vectors, tmp_path / "index", kind.Options(), document_ids=list(DOCUMENTS), identity=identity)
+    build_index(FLAT, vectors, tmp_path / "index", document_ids=list(DOCUMENTS), identity=identity)
     client = TestClient(create_app(asymmetric(encoder), open_index(tmp_path / "index"), "tiny"))
     assert client.post("/search", json={"query": "date"}).status_code == 200
 

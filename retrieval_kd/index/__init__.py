@@ -1,20 +1,20 @@
-"""Indexes: each kind is one module that can `build` a folder from vectors and `load` it for searching.
+"""Indexes: a folder of vectors that is searched. Each kind is one module, which fills such a folder and opens it.
 
-A module declares `TAKES`, the form of the vectors that it indexes and is asked with:
+A module declares `VECTORS`, the forms of vectors that it takes:
 
 - "dense": an array (N, D) float32.
 - "sparse": a `scipy.sparse.csr_array` (N, V) float32 with sorted column indices, each once, and weights of
   at least 0. A document that shares no term with a query is not a result: row -1, score -inf.
-- a tuple of both: either.
 
-Its other names are `Options` (the keys of a recipe's `[index]`), `build(vectors, folder, options, *,
-document_ids, identity) -> manifest` and `load(folder, threads) -> Index`.
+Its other names are `Options` (the keys of a recipe's `[index]`); `write(vectors, folder, options, document_ids) ->
+facts`, which puts the kind's files into an existing folder and returns what the manifest is to say of them; and
+`load(folder, manifest, threads) -> Opened`. What all kinds have in common is here: sparse vectors reach `write` without
+zeros, and a search has queries that fit and 1 <= k <= N.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, TypeAlias, cast
@@ -23,29 +23,86 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_kd.files import atomic, read_json, size_bytes, write_json
-from retrieval_kd.tables import Table, kind_module
+from retrieval_kd.tables import Component, kind_module, options
 from retrieval_kd.types import Hits, InputError
 
 Vectors: TypeAlias = Any  # NDArray[np.float32] or scipy.sparse.csr_array, which has no types
 MANIFEST = "index.json"
-FORMAT = 1
+FORMAT = 2
 _IDS = "document_ids.json"
 
 
-class Index(Protocol):
-    """An opened index; row i is the document `document_ids[i]`."""
-
-    document_ids: Sequence[str]
-    manifest: dict[str, Any]
+class Opened(Protocol):
+    """What a kind's `load` gives."""
 
     def search(self, vectors: Vectors, k: int) -> Hits:
-        """The best `k` documents of each query vector, in the form that the kind takes; Hits (Q, min(k, N))."""
+        """The best `k` documents of each query; Hits (Q, k)."""
         ...
 
 
-def open_index(folder: Path, threads: int = 1) -> Index:
-    """Open the index in `folder`, whichever its kind."""
-    return cast(Index, kind_module("index", read_manifest(folder)["kind"]).load(folder, threads))
+def build_index(
+    component: Component,
+    vectors: Vectors,
+    folder: Path,
+    *,
+    document_ids: Sequence[str],
+    identity: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Index the documents' vectors into `folder` and return the manifest; what fails leaves `folder` as it was.
+
+    `identity` describes the tower that made the vectors. InputError for vectors that cannot be compared, for ids that
+    occur twice, and for what the kind cannot build.
+
+    Shapes: vectors (N, D) or (N, V), row i belongs to `document_ids[i]`.
+    """
+    module, chosen, start = kind_module("index", component.kind), options("index", component), perf_counter()
+    check_documents(vectors, document_ids)
+    form = "dense" if isinstance(vectors, np.ndarray) else "sparse"
+    if form not in module.VECTORS:
+        raise InputError(f"index kind {component.kind!r} does not take {form} vectors.")
+    if form == "sparse" and not vectors.data.all():
+        vectors = vectors.copy()
+        vectors.eliminate_zeros()
+    with atomic(folder) as scratch:
+        scratch.mkdir()
+        facts = module.write(vectors, scratch, chosen, document_ids)
+        write_json(scratch / _IDS, list(document_ids))
+        manifest = {
+            "format": FORMAT,
+            "kind": component.kind,
+            **chosen.model_dump(),
+            "vectors": form,
+            "documents": vectors.shape[0],
+            "dimension": vectors.shape[1],
+            "identity": identity,
+            **facts,
+            "bytes": size_bytes(scratch),
+            "seconds": round(perf_counter() - start, 3),
+        }
+        write_json(scratch / MANIFEST, manifest)
+    return read_manifest(folder)
+
+
+class Index:
+    """An opened index, whichever its kind; row i is the document `document_ids[i]`."""
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        """Open what `build_index` made; a search may use `threads`."""
+        self.manifest = read_manifest(folder)
+        self.document_ids = _read_ids(folder, self.manifest["documents"])
+        self._opened: Opened = kind_module("index", self.manifest["kind"]).load(folder, self.manifest, threads)
+
+    def search(self, vectors: Vectors, k: int) -> Hits:
+        """The best `k` documents of each query by inner product; equal scores in the order of rows.
+
+        Shapes: vectors (Q, D) or (Q, V); Hits (Q, min(k, N)), row -1 where fewer documents are found.
+        """
+        check_queries(vectors, self.manifest)
+        k = max(0, min(k, self.manifest["documents"]))
+        return self._opened.search(vectors, k) if k and vectors.shape[0] else Hits.none(vectors.shape[0], k)
+
+
+open_index = Index
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -60,41 +117,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], manifest)
 
 
-def read_ids(folder: Path, count: int) -> list[str]:
-    """The document ids of an index folder; InputError unless they are as many as its vectors and its manifest's."""
+def _read_ids(folder: Path, documents: int) -> list[str]:
+    """The document ids of an index folder; InputError unless they are as many as the manifest says."""
     document_ids = cast(list[str], read_json(folder / _IDS))
-    documents = read_manifest(folder)["documents"]
-    if not count == len(document_ids) == documents:
+    if len(document_ids) != documents:
         raise InputError(
-            f"{folder}: {count} vectors, {len(document_ids)} document ids and a manifest of "
-            f"{documents} documents do not belong together; build it again."
+            f"{folder}: {len(document_ids)} document ids and a manifest of {documents} documents do not belong "
+            "together; build it again."
         )
     return document_ids
-
-
-@contextmanager
-def writing(
-    folder: Path, kind: str, options: Table, vectors: Vectors, document_ids: Sequence[str], identity: Mapping[str, Any]
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield a scratch folder for the kind's files, and the manifest, to which the block may add; then put it in place.
-
-    The time of the block is the manifest's `seconds`; one that fails leaves `folder` as it was.
-    """
-    start = perf_counter()
-    with atomic(folder) as scratch:
-        scratch.mkdir()
-        manifest = {
-            "format": FORMAT,
-            "kind": kind,
-            **options.model_dump(),
-            "documents": vectors.shape[0],
-            "dimension": vectors.shape[1],
-            "identity": identity,
-        }
-        yield scratch, manifest
-        write_json(scratch / _IDS, list(document_ids))
-        manifest |= {"bytes": size_bytes(scratch), "seconds": round(perf_counter() - start, 3)}
-        write_json(scratch / MANIFEST, manifest)
 
 
 def check_documents(vectors: Vectors, document_ids: Sequence[str]) -> None:
@@ -125,13 +156,14 @@ def _row(vectors: Vectors, bad: NDArray[np.bool_]) -> int:
     return int(np.searchsorted(vectors.indptr, np.flatnonzero(bad)[0], side="right")) - 1
 
 
-def check_queries(vectors: Vectors, index: Index, takes: str) -> None:
+def check_queries(vectors: Vectors, manifest: Mapping[str, Any]) -> None:
     """InputError for query vectors that do not fit the index: another form or width, or weights below 0."""
     sparse = not isinstance(vectors, np.ndarray)
-    if sparse != (takes == "sparse") or vectors.ndim != 2 or vectors.shape[1] != index.manifest["dimension"]:
+    takes, width = manifest["vectors"], manifest["dimension"]
+    if sparse != (takes == "sparse") or vectors.ndim != 2 or vectors.shape[1] != width:
         raise InputError(
             f"{'sparse' if sparse else 'dense'} query vectors of shape {vectors.shape} cannot be searched in "
-            f"an index of width {index.manifest['dimension']} that takes {takes} ones; "
+            f"an index of width {width} that takes {takes} ones; "
             "encode the queries with the student whose documents are indexed."
         )
     if sparse and vectors.nnz and not (vectors.data.min() >= 0 and np.isfinite(vectors.data).all()):
@@ -144,9 +176,9 @@ def quantise(weights: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
     return np.maximum(np.rint(weights / np.float32(scale)), 1).astype(np.uint8), scale
 
 
-def no_hits(queries: int, k: int) -> Hits:
-    """Hits (queries, k) with every place missing, to be filled."""
-    return Hits(np.full((queries, k), -1, np.int32), np.full((queries, k), -np.inf, np.float32))
+def row_span(vectors: Vectors, row: int) -> slice:
+    """Where a row's terms and weights are in the arrays `indices` and `data` of sparse vectors."""
+    return slice(vectors.indptr[row], vectors.indptr[row + 1])
 
 
 def in_order(rows: NDArray[Any], scores: NDArray[Any]) -> Hits:

@@ -12,11 +12,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.index import check_documents, check_queries, in_order, no_hits, read_ids, read_manifest, writing
+from retrieval_kd.index import in_order
 from retrieval_kd.tables import Positive, Table
 from retrieval_kd.types import Hits, InputError
 
-TAKES = "dense"
+VECTORS = ("dense",)
 _VECTORS = "index.faiss"
 
 
@@ -28,73 +28,51 @@ class Options(Table):
     ef_search: Positive | None = None  # candidates kept, for HNSW
 
 
-def build(
-    vectors: NDArray[np.float32],
-    folder: Path,
-    options: Options,
-    *,
-    document_ids: Sequence[str],
-    identity: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Index the documents' vectors into `folder` and return its manifest.
+def write(vectors: NDArray[np.float32], folder: Path, options: Options, document_ids: Sequence[str]) -> dict[str, Any]:
+    """Index vectors (N, D) into a folder.
 
-    `identity` describes the tower that made the vectors. InputError for a factory string that FAISS
-    does not know, for search parameters that it does not have, and for too few vectors to train on.
-
-    Shapes: vectors (N, D), row i belongs to `document_ids[i]`.
+    InputError for a factory string that FAISS does not know, for search parameters that it does not have, and for too
+    few vectors to train on.
     """
-    check_documents(vectors, document_ids)
     vectors = np.ascontiguousarray(vectors, np.float32)
-    with writing(folder, "faiss", options, vectors, document_ids, identity) as (scratch, _):
-        try:
-            index = faiss.index_factory(vectors.shape[1], options.factory, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            raise InputError(f"index.factory: FAISS cannot build {options.factory!r} ({_reason(error)}).") from None
-        _set_search(index, options)  # saved with the index
-        if not index.is_trained:
-            _train(index, vectors, options.factory)
-        try:
-            index.add(vectors)
-        except RuntimeError as error:
-            raise InputError(f"index.factory: FAISS cannot fill {options.factory!r} ({_reason(error)}).") from None
-        faiss.write_index(index, str(scratch / _VECTORS))
-    return read_manifest(folder)
+    try:
+        index = faiss.index_factory(vectors.shape[1], options.factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InputError(f"index.factory: FAISS cannot build {options.factory!r} ({_reason(error)}).") from None
+    _set_search(index, options)  # saved with the index
+    if not index.is_trained:
+        _train(index, vectors, options.factory)
+    try:
+        index.add(vectors)
+    except RuntimeError as error:
+        raise InputError(f"index.factory: FAISS cannot fill {options.factory!r} ({_reason(error)}).") from None
+    faiss.write_index(index, str(folder / _VECTORS))
+    return {}
 
 
 class FaissIndex:
-    """A built index, in memory; row i is the document `document_ids[i]`."""
+    """A built index, in memory."""
 
-    def __init__(self, index: Any, document_ids: Sequence[str], manifest: dict[str, Any], threads: int) -> None:
-        self.document_ids = document_ids
-        self.manifest = manifest
-        self._index = index
-        self._threads = threads
-
-    @classmethod
-    def load(cls, folder: Path, threads: int = 1) -> FaissIndex:
-        """Open a folder that `build` made; a search uses `threads`."""
-        manifest = read_manifest(folder)
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], threads: int) -> None:
         try:
-            index = faiss.read_index(str(folder / _VECTORS))
+            self._index = faiss.read_index(str(folder / _VECTORS))
         except RuntimeError as error:
             raise InputError(f"{folder / _VECTORS} cannot be read ({_reason(error)}); build it again.") from None
-        return cls(index, read_ids(folder, index.ntotal), manifest, threads)
+        if self._index.ntotal != manifest["documents"]:
+            raise InputError(
+                f"{folder}: {self._index.ntotal} vectors and a manifest of {manifest['documents']} documents do not "
+                "belong together; build it again."
+            )
+        self._threads = threads
 
     def search(self, vectors: NDArray[np.float32], k: int) -> Hits:
-        """The best `k` documents of each query by inner product; equal scores in the order of rows.
-
-        Shapes: vectors (Q, D); Hits (Q, min(k, N)), row -1 where an approximate index finds fewer.
-        """
-        check_queries(vectors, self, TAKES)
-        k = max(0, min(k, self._index.ntotal))
-        if k == 0 or len(vectors) == 0:
-            return no_hits(len(vectors), k)
+        """The best `k` documents of each query by inner product; an approximate index may find fewer."""
         with _using(self._threads):
             scores, rows = self._index.search(np.ascontiguousarray(vectors, np.float32), k)
         return in_order(rows, scores)
 
 
-load = FaissIndex.load
+load = FaissIndex
 
 
 def _set_search(index: Any, options: Options) -> None:

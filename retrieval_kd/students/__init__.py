@@ -2,9 +2,9 @@
 
 A module declares `Options` and `load(options)`; what it loads is a Student, an nn.Module whose forward
 pass takes a Batch and gives Outputs. It also declares `TEACHER`, the kind of teacher that reads its saved
-folder; `VECTORS`, whether each text has one vector; and `SEARCHES`, whether scores are products of those, so
-that the student can be indexed and exported. One that does not search re-ranks. `GIVES` says whether the
-vectors of one that searches are "dense" or "sparse", which is what an index `TAKES`.
+folder; `VECTORS`, the form of a text's vector, "dense" or "sparse" (see `index`), or None where a text has not one;
+and `SEARCHES`, whether scores are products of those, so that the student can be indexed and exported. One that does not
+search re-ranks.
 
 A module whose students may start from the collection declares `reads_collection(options)`, and
 `begin(options, documents, folder)`, which saves in `folder`/model what `load` then starts from.

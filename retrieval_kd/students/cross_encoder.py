@@ -20,7 +20,7 @@ from retrieval_kd.types import Side
 from retrieval_kd.weights import locate_model
 
 TEACHER = "cross_encoder"  # the kind that reads a saved student
-VECTORS = False  # whether each text has one
+VECTORS = None  # a text has not one of its own
 SEARCHES = False  # it re-ranks and nothing else
 
 Ids = NDArray[np.int32]

@@ -14,22 +14,20 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense as Projection
-from sentence_transformers.base.modules import Normalize, Router
+from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
 from retrieval_kd.lora import Lora, add_lora, merged
 from retrieval_kd.students import Batch, Outputs, own_scores
 from retrieval_kd.tables import Positive, Table
-from retrieval_kd.towers import Towers, keep_layers, load_towers, run_tower, tokenize
+from retrieval_kd.towers import Towers, join_towers, keep_layers, load_towers, run_tower, set_dropout, tokenize
 from retrieval_kd.types import InputError, Side
 
 TEACHER = "bi_encoder"  # the kind that reads a saved student
-VECTORS = True  # whether each text has one
+VECTORS = "dense"  # those of a text
 SEARCHES = True  # its vectors can be indexed
-GIVES = "dense"  # what they are
 
 
 class Tower(Table):
@@ -126,10 +124,7 @@ def load(options: Options) -> DenseStudent:
         towers = _join(query, document)
         if options.document.frozen:
             towers.document.requires_grad_(False)
-    if options.dropout is not None:
-        for module in towers.query.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = options.dropout
+    set_dropout(towers.query, options.dropout)
     if options.lora is not None:
         add_lora(towers.query, options.lora)
     if options.document is not None and options.document.lora is not None:
@@ -156,21 +151,11 @@ def _modules(tower: Tower, query_prompt: str | None, document_prompt: str | None
     if tower.normalize is not None:
         modules = [module for module in modules if not isinstance(module, Normalize)]
         modules += [Normalize()] if tower.normalize else []
-    return _as_towers(modules, modules, loaded.query_prompt, loaded.document_prompt)
+    return join_towers(modules, modules, loaded.query_prompt, loaded.document_prompt)
 
 
 def _join(query: Towers, document: Towers) -> Towers:
-    return _as_towers(list(query.query), list(document.document), query.query_prompt, document.document_prompt)
-
-
-def _as_towers(query: list[Any], document: list[Any], query_prompt: str, document_prompt: str) -> Towers:
-    """One model of both sides: plain when they are the same modules, routed when not."""
-    prompts = {"query": query_prompt, "document": document_prompt}
-    modules = query if query is document else [Router.for_query_document(query, document)]
-    model = SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name="dot", device="cpu")
-    query_list = nn.ModuleList(query)
-    document_list = query_list if query is document else nn.ModuleList(document)
-    return Towers(model, query_list, document_list, query_prompt, document_prompt)
+    return join_towers(list(query.query), list(document.document), query.query_prompt, document.document_prompt)
 
 
 def _width(modules: nn.ModuleList) -> int:

@@ -8,31 +8,34 @@ Source: Geng et al. 2024, arXiv:2411.04403.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
+from retrieval_kd.lexical_start import fit_vocabulary, inverse_frequencies
 from retrieval_kd.sparse_student import (
     SparseOptions,
     SparseStudent,
-    change_tower,
     lexical_tower,
+    load_start,
     load_tower,
-    set_dropout,
+    make_student,
     starts_lexically,
 )
-from retrieval_kd.sparse_towers import has_head, join_towers, load_sparse_towers
+from retrieval_kd.sparse_towers import has_head, no_head, vocabulary_size
+from retrieval_kd.towers import join_towers
 from retrieval_kd.types import InputError
 from retrieval_kd.weights import locate_model
 
 TEACHER = "sparse_encoder"  # the kind that reads a saved student
-VECTORS = True  # whether each text has one
+VECTORS = "sparse"  # those of a text
 SEARCHES = True  # its vectors can be indexed
-GIVES = "sparse"  # what they are
 
 
 class Options(SparseOptions):
@@ -48,7 +51,7 @@ def reads_collection(options: Options) -> bool:
     routes = folder / "router_config.json"
     table = routes.exists() and "SparseStaticEmbedding" in routes.read_text(encoding="utf-8")
     if not has_head(folder) and options.start == "model":
-        load_sparse_towers(options.model, options.revision)  # says what is missing
+        raise no_head(options.model)
     return starts_lexically(options) or not table
 
 
@@ -56,44 +59,38 @@ def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
     """Save the model that starts from the collection: its table of queries, and its head where that is lexical."""
     if starts_lexically(options):
         prompt = options.document_prompt or ""
-        tower = lexical_tower(options, prompt, documents, 1, folder / "head")
+        tower = lexical_tower(options, prompt, documents, 1)
     else:
         loaded = load_tower(options, None, options.document_prompt)
         tower, prompt = list(loaded.document), loaded.document_prompt
     first: Any = tower[0]
-    table = SparseStaticEmbedding(first.tokenizer, torch.from_numpy(inverse_frequencies(first.tokenizer, documents)))
-    towers = join_towers([table], tower, "", prompt, None)
+    fit_vocabulary(first.auto_model, first.tokenizer)
+    table = SparseStaticEmbedding(first.tokenizer, torch.from_numpy(query_weights(first.tokenizer, documents)))
+    towers = join_towers([table], tower, "", prompt, SparseEncoder)
     towers.model.save(str(folder / "model"), create_model_card=False)
 
 
 def load(options: Options) -> SparseStudent:
     """Load an inference-free model, one that `begin` made or a published one."""
-    if options.start != "model":
-        raise InputError(f'student.start = "{options.start}" begins with a collection; it is made by `rkd train`.')
-    loaded = load_sparse_towers(options.model, options.revision, options.max_length, "", options.document_prompt)
+    loaded = load_start(options, "", options.document_prompt)
     table: Any = loaded.query[0]
     if not isinstance(table, SparseStaticEmbedding):
         raise InputError(f"model {options.model!r} has no table of query weights; it is made by `rkd train`.")
-    change_tower(loaded.document, options)
+    sizes = [vocabulary_size(modules) for modules in (loaded.query, loaded.document)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"model {options.model!r}: its table weighs {sizes[0]} terms and its documents have {sizes[1]}, so that "
+            "there is no score; let `rkd train` make the table anew, from the document encoder alone."
+        )
     table.frozen = not options.train_table
     table.weight.requires_grad_(options.train_table)
-    top_k = options.top_k or loaded.model.max_active_dims
-    towers = join_towers(list(loaded.query), list(loaded.document), "", loaded.document_prompt, top_k)
-    student = SparseStudent(towers)
-    set_dropout(student, options.dropout)
-    return student
+    return make_student(options, loaded, list(loaded.query), list(loaded.document))
 
 
-def inverse_frequencies(tokenizer: Any, documents: Sequence[str]) -> NDArray[np.float32]:
-    """log(1 + (N - n + 0.5) / (n + 0.5)) of each term (V,), n the documents that have it; 0 of special tokens.
-
-    Source: Robertson and Zaragoza 2009 in Lucene's form, which is not negative.
-    """
-    counts = np.zeros(len(tokenizer), np.int64)
-    for start in range(0, len(documents), 1024):
-        encoded = tokenizer(list(documents[start : start + 1024]), add_special_tokens=False, verbose=False)
-        for ids in encoded["input_ids"]:
-            counts[np.unique(np.asarray(ids, np.int64))] += 1
-    weights = np.log1p((len(documents) - counts + 0.5) / (counts + 0.5))
+def query_weights(tokenizer: Any, documents: Sequence[str]) -> NDArray[np.float32]:
+    """The inverse document frequency of each term (V,) in the tokenizer's terms; 0 of special tokens."""
+    batches = (list(documents[start : start + 1024]) for start in range(0, len(documents), 1024))
+    read = (tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"] for batch in batches)
+    weights = inverse_frequencies(chain.from_iterable(read), len(tokenizer))
     weights[tokenizer.all_special_ids] = 0.0
-    return weights.astype(np.float32)
+    return weights

@@ -28,7 +28,7 @@ from retrieval_kd.towers import pad
 from retrieval_kd.types import InputError, Side
 
 TEACHER = "late_interaction"  # the kind that reads a saved student
-VECTORS = False  # whether each text has one
+VECTORS = None  # a text has not one of its own
 SEARCHES = False  # it re-ranks and nothing else
 
 

@@ -27,7 +27,7 @@ from retrieval_kd.towers import Towers, load_towers, run_tower, tokenize
 from retrieval_kd.types import InputError, Side
 
 TEACHER = "pair_head"  # the kind that reads a saved student
-VECTORS = True  # whether each text has one
+VECTORS = "dense"  # those of a text
 SEARCHES = False  # it re-ranks and nothing else
 
 

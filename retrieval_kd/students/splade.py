@@ -10,22 +10,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sentence_transformers import SparseEncoder
+
 from retrieval_kd.sparse_student import (
     SparseOptions,
     SparseStudent,
     SparseTower,
     lexical_tower,
+    load_start,
     load_tower,
-    set_dropout,
+    make_student,
     starts_lexically,
 )
-from retrieval_kd.sparse_towers import join_towers, vocabulary_size
+from retrieval_kd.sparse_towers import vocabulary_size
+from retrieval_kd.towers import join_towers
 from retrieval_kd.types import InputError
 
 TEACHER = "sparse_encoder"  # the kind that reads a saved student
-VECTORS = True  # whether each text has one
+VECTORS = "sparse"  # those of a text
 SEARCHES = True  # its vectors can be indexed
-GIVES = "sparse"  # what they are
 reads_collection = starts_lexically
 
 
@@ -45,16 +48,14 @@ class Options(SparseOptions):
 
 def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
     """Save the model that a lexical start makes from the collection's documents, for `load` to start from."""
-    tower = lexical_tower(options, options.document_prompt or "", documents, 2, folder / "head")
-    towers = join_towers(tower, tower, options.query_prompt or "", options.document_prompt or "", None)
+    tower = lexical_tower(options, options.document_prompt or "", documents, 2)
+    towers = join_towers(tower, tower, options.query_prompt or "", options.document_prompt or "", SparseEncoder)
     towers.model.save(str(folder / "model"), create_model_card=False)
 
 
 def load(options: Options) -> SparseStudent:
     """Build the towers that the options describe."""
-    if options.start != "model":
-        raise InputError(f'student.start = "{options.start}" begins with a collection; it is made by `rkd train`.')
-    loaded = load_tower(options, options.query_prompt, options.document_prompt)
+    loaded = load_start(options, options.query_prompt, options.document_prompt)
     if loaded.query is not loaded.document:
         raise InputError(f"model {options.model!r} has two towers; start a splade student from a model that has one.")
     query: list[Any] = list(loaded.query)
@@ -68,8 +69,4 @@ def load(options: Options) -> SparseStudent:
                 f"the query tower weighs {sizes[0]} terms and the document tower {sizes[1]}, and they are not the same "
                 "ones; both towers need one vocabulary."
             )
-    top_k = options.top_k or loaded.model.max_active_dims
-    towers = join_towers(query, document, loaded.query_prompt, loaded.document_prompt, top_k)
-    student = SparseStudent(towers, options.document is not None and options.document.frozen)
-    set_dropout(student, options.dropout)
-    return student
+    return make_student(options, loaded, query, document, options.document is not None and options.document.frozen)

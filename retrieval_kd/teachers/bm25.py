@@ -41,15 +41,14 @@ class BM25:
 
     def retrieve(self, queries: Sequence[str], k: int) -> Hits:
         """The documents that share a term with the query, best first."""
-        rows = np.full((len(queries), min(k, len(self.documents))), -1, np.int32)
-        scores = np.full(rows.shape, -np.inf, np.float32)
+        hits = Hits.none(len(queries), min(k, len(self.documents)))
         for number, query in enumerate(queries):
             every = self._scores(query)
-            best = np.argsort(-every, kind="stable")[: rows.shape[1]]
+            best = np.argsort(-every, kind="stable")[: hits.rows.shape[1]]
             best = best[every[best] > 0]
-            rows[number, : len(best)] = best
-            scores[number, : len(best)] = every[best]
-        return Hits(rows, scores)
+            hits.rows[number, : len(best)] = best
+            hits.scores[number, : len(best)] = every[best]
+        return hits
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> NDArray[np.float32]:
         """Scores of pairs; the documents must be the collection's. 0 where no term is shared."""

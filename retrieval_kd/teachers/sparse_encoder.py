@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,14 +12,12 @@ import scipy.sparse.linalg
 from numpy.typing import NDArray
 from sentence_transformers import SparseEncoder as Model
 
-from retrieval_kd.files import read_json
 from retrieval_kd.progress import progress
+from retrieval_kd.sparse_towers import BATCH_TOKENS, encode_sparse, has_head
 from retrieval_kd.tables import Positive, Precision, Table
-from retrieval_kd.towers import Towers, autocast, count_tokens, describe, load_towers, tokenize
-from retrieval_kd.types import SIDES, Collection, Hits, InputError, Side
+from retrieval_kd.towers import Towers, count_tokens, describe, load_towers
+from retrieval_kd.types import Collection, Hits, InputError, Side
 from retrieval_kd.weights import locate_model
-
-CHUNK = 1024  # documents encoded between two looks at the progress
 
 
 class Options(Table):
@@ -31,7 +29,7 @@ class Options(Table):
     query_prompt: str | None = None  # absent: the one saved with the model
     document_prompt: str | None = None
     precision: Precision = "fp32"
-    batch_tokens: Positive = 2048  # padding included; each token has a logit for every word of the vocabulary
+    batch_tokens: Positive = BATCH_TOKENS  # padding included; each token has a logit for every word of the vocabulary
 
 
 class SparseEncoder:
@@ -61,62 +59,42 @@ class SparseEncoder:
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> NDArray[np.float32]:
         """Scores of pairs; every distinct text is encoded once."""
-        sides: list[Any] = []
-        for side, texts in zip(SIDES, (queries, documents), strict=True):
-            distinct, places = np.unique(np.array(texts, object), return_inverse=True)
-            sides.append(self._encode(distinct.tolist(), side)[places])
-        left, right = sides
+        left, right = self._encode_once(queries, "query"), self._encode_once(documents, "document")
         return np.asarray(left.multiply(right).sum(axis=1), np.float32)
 
     def retrieve(self, queries: Sequence[str], k: int) -> Hits:
         k = min(k, len(self.collection))
-        rows, scores = np.full((len(queries), k), -1, np.int32), np.full((len(queries), k), -np.inf, np.float32)
-        if not rows.size:
-            return Hits(rows, scores)
+        hits = Hits.none(len(queries), k)
+        if not hits.rows.size:
+            return hits
         vectors = self._encode(queries, "query")
         for place in range(len(queries)):
-            products = (self._documents @ vectors[[place]].T).toarray()[:, 0].astype(np.float32)
+            products = (vectors[[place]] @ self._documents).toarray()[0].astype(np.float32)
             order = np.argsort(-products, kind="stable")[:k]  # ties by row
             order = order[products[order] > 0]  # the others share no term with the query
-            rows[place, : len(order)], scores[place, : len(order)] = order, products[order]
-        return Hits(rows, scores)
+            hits.rows[place, : len(order)], hits.scores[place, : len(order)] = order, products[order]
+        return hits
 
     @cached_property
     def _documents(self) -> Any:
-        """All documents of the collection: (N, V)."""
+        """All documents of the collection by term: (V, N), so that a query walks the lists of its own terms alone."""
         texts = self.render(self.collection.documents, "document")
-        pieces = []
         with progress("encode documents", len(texts)) as advance:
-            for start in range(0, len(texts), CHUNK):
-                pieces.append(self._encode(texts[start : start + CHUNK], "document"))
-                advance(len(texts[start : start + CHUNK]))
-        return scipy.sparse.vstack(pieces, format="csr")
+            return self._encode(texts, "document", advance).T.tocsr()
 
-    def _encode(self, texts: Sequence[str], side: Side) -> Any:
+    def _encode_once(self, texts: Sequence[str], side: Side) -> Any:
+        distinct, places = np.unique(np.array(texts, object), return_inverse=True)
+        return self._encode(distinct.tolist(), side)[places]
+
+    def _encode(self, texts: Sequence[str], side: Side, advance: Callable[[int], object] = int) -> Any:
         """Vectors (n, V) of texts: csr_array float64, so that sums do not depend on who is summed with whom.
 
-        Texts of similar length are encoded together; vectors are of unit length if similarity is cosine.
+        They are of unit length if similarity is cosine.
         """
-        lengths = np.array([len(ids) for ids in tokenize(self.towers.side(side), texts)])
-        order = np.argsort(-lengths, kind="stable")
-        pieces, start = [], 0
-        while start < len(order):
-            batch = order[start : start + max(1, self.batch_tokens // max(1, lengths[order[start]]))]
-            pieces.append(self._encode_batch([texts[place] for place in batch], side))
-            start += len(batch)
-        return scipy.sparse.vstack(pieces, format="csr")[np.argsort(order)]
-
-    def _encode_batch(self, texts: Sequence[str], side: Side) -> Any:
-        with autocast(self.precision):
-            found: Any = self.towers.model.encode(
-                list(texts), prompt="", task=side, batch_size=len(texts), show_progress_bar=False
-            )
-        found = found.coalesce()
-        vectors = scipy.sparse.csr_array((found.values().double().numpy(), found.indices().numpy()), found.shape)
-        if self.towers.model.similarity_fn_name == "cosine":
-            norms = np.maximum(scipy.sparse.linalg.norm(vectors, axis=1), 1e-12)
-            vectors = scipy.sparse.diags_array(1 / norms) @ vectors
-        return vectors
+        found = encode_sparse(self.towers, texts, side, self.precision, self.batch_tokens, advance).astype(np.float64)
+        if self.towers.model.similarity_fn_name != "cosine":
+            return found
+        return scipy.sparse.diags_array(1 / np.maximum(scipy.sparse.linalg.norm(found, axis=1), 1e-12)) @ found
 
 
 def load(options: Options, collection: Collection) -> SparseEncoder:
@@ -126,13 +104,10 @@ def load(options: Options, collection: Collection) -> SparseEncoder:
     product gives.
     """
     folder = locate_model(options.model, options.revision)
-    if not (folder / "modules.json").exists():
-        architectures = read_json(folder / "config.json").get("architectures") or ["none"]
-        if not architectures[0].endswith("ForMaskedLM"):
-            raise InputError(
-                f"model {options.model!r} ({architectures[0]}) is no sparse encoder, and has no language model's head "
-                "to be one; train it first."
-            )
+    if not (folder / "modules.json").exists() and not has_head(folder):
+        raise InputError(
+            f"model {options.model!r} is no sparse encoder, and has no language model's head to be one; train it first."
+        )
     towers = load_towers(
         options.model, options.revision, options.max_length, options.query_prompt, options.document_prompt, Model
     )

@@ -175,6 +175,9 @@ class Run:
         for side in ("query", "document"):
             if not {side, "both"} & set(penalised):
                 continue
+            texts = outputs.queries if side == "query" else outputs.documents
+            if texts is None or not len(texts):  # a stage may read queries alone
+                continue
             active, size = active_terms(side, outputs)
             counts[f"active.{side}"] = outputs.scores.new_tensor(active)
             for one, control in zip(self.stage.regularizers, self.controls, strict=True):

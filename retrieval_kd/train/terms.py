@@ -308,9 +308,9 @@ def penalty(regularizer: Regularizer, outputs: Outputs, columns: Tensor) -> Tens
 
 
 def active_terms(side: str, outputs: Outputs) -> tuple[float, int]:
-    """How many terms of a text are not 0, on average over the batch, and how many there are."""
+    """How many terms of a text are not 0, on average over the batch's one text or more, and how many there are."""
     (vectors,) = _penalised(side, outputs)
-    return float((vectors.detach() != 0).sum() / max(1, len(vectors))), vectors.shape[1]
+    return float((vectors.detach() != 0).sum() / len(vectors)), vectors.shape[1]
 
 
 def _penalised(side: str, outputs: Outputs) -> list[Tensor]:

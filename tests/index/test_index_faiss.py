@@ -9,21 +9,23 @@ import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from retrieval_kd.index import faiss as kind
-from retrieval_kd.index import open_index
-from retrieval_kd.index.faiss import FaissIndex, Options
+from retrieval_kd.index import Index, build_index, open_index
+from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
+
+FLAT = Component(kind="faiss")
 
 
 def random_vectors(count: int, width: int = 16, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
 
 
-def make(folder: Path, vectors: NDArray[np.float32], **options: object) -> FaissIndex:
+def make(folder: Path, vectors: NDArray[np.float32], **options: object) -> Index:
     ids = [f"d{row}" for row in range(len(vectors))]
-    kind.build(vectors, folder, Options(**options), document_ids=ids, identity={"tower": "tiny"})
-    return FaissIndex.load(folder)
+    build_index(Component(kind="faiss", **options), vectors, folder, document_ids=ids, identity={"tower": "tiny"})
+    return Index(folder)
 
 
 @pytest.mark.parametrize("queries", [1, 7, 50])  # FAISS goes another way from 20 queries on
@@ -89,13 +91,13 @@ def test_search_parameters_count(tmp_path: Path) -> None:
 
 def test_manifest_and_open(tmp_path: Path) -> None:
     vectors = random_vectors(5)
-    manifest = kind.build(
-        vectors, tmp_path / "index", Options(), document_ids=list("abcde"), identity={"weights": "w1", "pair": (1, 2)}
-    )
-    assert {key: manifest[key] for key in ("kind", "factory", "documents", "dimension", "nprobe")} == {
+    identity = {"weights": "w1", "pair": (1, 2)}
+    manifest = build_index(FLAT, vectors, tmp_path / "index", document_ids=list("abcde"), identity=identity)
+    assert {key: manifest[key] for key in ("kind", "factory", "documents", "vectors", "dimension", "nprobe")} == {
         "kind": "faiss",
         "factory": "Flat",
         "documents": 5,
+        "vectors": "dense",
         "dimension": 16,
         "nprobe": None,
     }
@@ -103,7 +105,6 @@ def test_manifest_and_open(tmp_path: Path) -> None:
     assert manifest["bytes"] >= vectors.nbytes
     assert manifest["seconds"] >= 0
     index = open_index(tmp_path / "index")
-    assert isinstance(index, FaissIndex)
     assert index.manifest == manifest
     assert index.document_ids == list("abcde")
     assert index.search(vectors[2:3], 1).rows.tolist() == [[2]]
@@ -112,7 +113,7 @@ def test_manifest_and_open(tmp_path: Path) -> None:
 def test_threads_are_put_back(tmp_path: Path) -> None:
     make(tmp_path / "index", random_vectors(5))
     before = faiss.omp_get_max_threads()
-    FaissIndex.load(tmp_path / "index", threads=before + 1).search(random_vectors(2), 3)
+    Index(tmp_path / "index", threads=before + 1).search(random_vectors(2), 3)
     assert faiss.omp_get_max_threads() == before
 
 
@@ -137,10 +138,10 @@ def test_what_cannot_be_built(tmp_path: Path, options: dict[str, object], messag
 def test_vectors_and_ids_that_are_refused(tmp_path: Path) -> None:
     vectors = random_vectors(3)
     with pytest.raises(InputError, match="ids occur twice"):
-        kind.build(vectors, tmp_path / "index", Options(), document_ids=["a", "b", "a"], identity={})
+        build_index(FLAT, vectors, tmp_path / "index", document_ids=["a", "b", "a"], identity={})
     vectors[1, 3] = np.nan
     with pytest.raises(InputError, match="vector of document 'b' has values"):
-        kind.build(vectors, tmp_path / "index", Options(), document_ids=["a", "b", "c"], identity={})
+        build_index(FLAT, vectors, tmp_path / "index", document_ids=["a", "b", "c"], identity={})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,5 +162,12 @@ def test_folders_and_queries_that_are_refused(tmp_path: Path) -> None:
         open_index(tmp_path / "index")
     path.write_text(json.dumps(manifest))
     (tmp_path / "index" / "document_ids.json").write_text('["a", "b"]')
-    with pytest.raises(InputError, match="5 vectors, 2 document ids"):
+    with pytest.raises(InputError, match="2 document ids and a manifest of 5"):
         open_index(tmp_path / "index")
+    (tmp_path / "index" / "document_ids.json").write_text(json.dumps([f"d{row}" for row in range(5)]))
+    make(tmp_path / "less", random_vectors(4))
+    (tmp_path / "less" / "index.faiss").rename(tmp_path / "index" / "index.faiss")
+    with pytest.raises(InputError, match="4 vectors and a manifest of 5 documents"):
+        open_index(tmp_path / "index")
+    with pytest.raises(InputError, match="does not take sparse vectors"):
+        build_index(FLAT, csr_array(np.eye(2, dtype=np.float32)), tmp_path / "x", document_ids=["a", "b"], identity={})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, random_array
 
-from retrieval_kd.index import Index, impact, open_index
-from retrieval_kd.tables import kind_module
+from retrieval_kd.index import Index, build_index, open_index
+from retrieval_kd.tables import Component, kind_module
 from retrieval_kd.types import Hits, InputError
 
 CASES = [
@@ -27,11 +26,13 @@ CASES = [
 ]
 
 
-def kind_of(name: str) -> ModuleType:
+def kind_of(name: str) -> str:
+    """The name of a kind whose packages are there."""
     try:
-        return kind_module("index", name)
+        kind_module("index", name)
     except InputError as error:
         pytest.skip(str(error))
+    return name
 
 
 def sparse(rows: int, terms: int, density: float, seed: int) -> csr_array:
@@ -40,9 +41,9 @@ def sparse(rows: int, terms: int, density: float, seed: int) -> csr_array:
     return vectors
 
 
-def make(folder: Path, kind: ModuleType, vectors: csr_array, threads: int = 1, **options: object) -> Index:
+def make(folder: Path, kind: str, vectors: csr_array, threads: int = 1, **options: object) -> Index:
     ids = [f"d{row}" for row in range(vectors.shape[0])]
-    kind.build(vectors, folder, kind.Options(**options), document_ids=ids, identity={"tower": "tiny"})
+    build_index(Component(kind=kind, **options), vectors, folder, document_ids=ids, identity={"tower": "tiny"})
     return open_index(folder, threads)
 
 
@@ -107,7 +108,7 @@ weights = st.sampled_from([0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 255.0])  # few values: 
 def test_impact_is_the_product_ties_by_row(
     tmp_path: Path, documents: NDArray[np.float32], queries: NDArray[np.float32], k: int, block: int
 ) -> None:
-    index = make(tmp_path / "index", impact, csr_array(documents), block=block, weights="float32")
+    index = make(tmp_path / "index", "impact", csr_array(documents), block=block, weights="float32")
     hits = index.search(csr_array(queries), k)
     full = queries @ documents.T
     best = np.argsort(-full, axis=1, kind="stable")[:, :k]
@@ -120,7 +121,7 @@ def test_impact_is_the_product_ties_by_row(
 def test_impact_over_many_windows(tmp_path: Path, k: int) -> None:
     """More documents than places of 16 bits hold, and queries of which few or most blocks matter."""
     documents = sparse(70_000, 200, 0.03, 3)
-    index = make(tmp_path / "index", impact, documents, threads=3)
+    index = make(tmp_path / "index", "impact", documents, threads=3)
     for density in (0.01, 0.3):
         queries = sparse(8, 200, density, 4)
         assert_product(index.search(queries, k), queries, kept(documents), k)
@@ -128,7 +129,7 @@ def test_impact_over_many_windows(tmp_path: Path, k: int) -> None:
 
 def test_what_is_refused(tmp_path: Path) -> None:
     documents = sparse(5, 20, 0.3, 1)
-    index = make(tmp_path / "index", impact, documents)
+    index = make(tmp_path / "index", "impact", documents)
     with pytest.raises(InputError, match=r"shape \(2, 7\) cannot be searched in an index of width 20"):
         index.search(sparse(2, 7, 0.3, 1), 3)
     with pytest.raises(InputError, match="dense query vectors"):
@@ -140,11 +141,38 @@ def test_what_is_refused(tmp_path: Path) -> None:
     bad = documents.copy()
     bad.data[bad.indptr[3]] = -1
     with pytest.raises(InputError, match="document 'd3' has weights below 0"):
-        make(tmp_path / "other", impact, bad)
+        make(tmp_path / "other", "impact", bad)
     bad.data[bad.indptr[3]] = np.nan
     with pytest.raises(InputError, match="document 'd3' has values that are not finite"):
-        make(tmp_path / "other", impact, bad)
+        make(tmp_path / "other", "impact", bad)
     np.save(tmp_path / "index" / "places.npy", np.zeros(2, np.uint16))
     with pytest.raises(InputError, match="do not belong together"):
         open_index(tmp_path / "index")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_collection_of_milvus_that_was_built_anew_is_not_searched(tmp_path: Path) -> None:
+    """Two indexes on one server, under one name: the first one's documents are gone."""
+    options = {"uri": str(tmp_path / "server.db")}
+    first = sparse(6, 20, 0.4, 1)
+    found = make(tmp_path / "first", kind_of("milvus"), first, **options).search(first, 1)
+    assert found.rows.shape == (6, 1)
+    make(tmp_path / "second", "milvus", sparse(6, 20, 0.4, 2), **options)
+    with pytest.raises(
+        InputError, match=r"'documents' at .*server\.db was built anew .* an index\.collection of its own"
+    ):
+        open_index(tmp_path / "first")
+    make(tmp_path / "third", "milvus", first, **options, collection="other")
+    open_index(tmp_path / "second")
+
+
+@pytest.mark.parametrize("name", ["impact", "lucene", "seismic", "milvus"])
+def test_weights_of_0_are_no_terms(tmp_path: Path, name: str) -> None:
+    """Stored zeros count for nothing, and the caller's vectors are left as they are."""
+    documents = csr_array(np.array([[1, 3, 2], [2, 4, 1]], np.float32))
+    documents.data[1] = documents.data[4] = 0
+    index = make(tmp_path / "index", kind_of(name), documents)
+    asked = csr_array(np.array([[0, 1, 0], [1, 0, 0]], np.float32))
+    assert index.search(asked, 2).rows.tolist() == [[-1, -1], [1, 0]]
+    assert documents.nnz == 6
+    assert index.manifest["dimension"] == 3

@@ -135,7 +135,7 @@ def test_every_method_passes_every_check(name: str, tmp_path: Path, monkeypatch:
         monkeypatch.setattr(
             checks,
             "kind_module",
-            lambda *_: SimpleNamespace(SEARCHES=True, VECTORS=True, GIVES="dense", TAKES={"dense"}),
+            lambda package, _: SimpleNamespace(SEARCHES=True, VECTORS=("dense",) if package == "index" else "dense"),
         )
     recipe = load(tmp_path, minimal(name))
     assert recipe.method == name

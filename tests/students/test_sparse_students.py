@@ -12,7 +12,9 @@ import pytest
 import torch
 from sentence_transformers import SparseEncoder
 from tiny import WORDS, tiny_masked_lm, tiny_sentence_transformer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
+from retrieval_kd import gather
 from retrieval_kd.sparse_student import SparseStudent
 from retrieval_kd.sparse_towers import encode_sparse, load_sparse_towers
 from retrieval_kd.students import Batch, Outputs, inference_free, load_student, splade
@@ -54,6 +56,12 @@ def outputs(student: SparseStudent, queries: Sequence[str] = QUERIES, documents:
     return found
 
 
+def same(left: torch.Tensor | None, right: torch.Tensor | None) -> bool:
+    assert left is not None
+    assert right is not None
+    return left.shape == right.shape and torch.allclose(left, right, atol=1e-4)
+
+
 def shake(student: SparseStudent) -> None:
     """As if trained."""
     make = torch.Generator().manual_seed(1)
@@ -83,8 +91,14 @@ def test_saved_and_loaded_it_gives_the_same_vectors(
     kind: str, model: str, options: dict[str, Any], models: dict[str, str], tmp_path: Path
 ) -> None:
     student = make(models, kind, model, **options)
-    shake(student)
     with torch.no_grad():
+        whole = outputs(student)
+        for name in set(options) - {"train_table"}:
+            without = outputs(
+                make(models, kind, model, **{key: value for key, value in options.items() if key != name})
+            )
+            assert not (same(whole.queries, without.queries) and same(whole.documents, without.documents)), name
+        shake(student)
         found = outputs(student)
     assert found.queries is not None
     assert found.documents is not None
@@ -111,6 +125,19 @@ def test_saved_and_loaded_it_gives_the_same_vectors(
         assert (vectors.data != 0).all()
     again = load_student(Component(kind=kind, model=str(tmp_path)), 0) if "document" not in options else student
     torch.testing.assert_close(outputs(again.eval()).scores, found.scores, atol=1e-5, rtol=1e-5)
+
+
+def test_one_of_several_processes_encodes_alone(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the others wait for it: nothing is gathered, and every text is encoded here."""
+    towers = load_sparse_towers(models["mlm"])
+    alone = encode_sparse(towers, DOCUMENTS, "document", "fp32")
+    monkeypatch.setattr(gather, "process", lambda: (0, 2))  # gathering would now fail, or wait for ever
+    told: list[int] = []
+    found = encode_sparse(towers, DOCUMENTS, "document", "fp32", 40, told.append)
+    np.testing.assert_allclose(found.toarray(), alone.toarray(), atol=1e-5)
+    assert sum(told) == len(DOCUMENTS)
+    assert len(told) > 3
+    assert encode_sparse(towers, [], "document", "fp32").shape == (0, alone.shape[1])
 
 
 @pytest.mark.parametrize("pooling", ["max", "sum"])
@@ -158,11 +185,27 @@ def test_the_table_learns_if_told(models: dict[str, str]) -> None:
             np.testing.assert_allclose(table.weight.grad.numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_table_that_learns_has_no_weights_below_0(models: dict[str, str], tmp_path: Path) -> None:
+    """Which no index takes: neither in the step that follows nor in what is saved."""
+    student = make(models, "inference_free", "free", train_table=True)
+    table: Any = student.towers.query[0]
+    heavy = int(table.weight.argmax())
+    for way in ("read", "saved"):
+        with torch.no_grad():
+            table.weight[[heavy, heavy - 1]] = torch.tensor([-0.5, 0.25])
+        if way == "read":
+            outputs(student)
+        else:
+            student.save(tmp_path)
+            table = load_sparse_towers(str(tmp_path)).query[0]
+        assert table.weight[[heavy, heavy - 1]].tolist() == [0.0, 0.25]
+
+
 def test_queries_are_looked_up(models: dict[str, str]) -> None:
     """Each term counts once, with its inverse document frequency in the student's tokens; special tokens not at all."""
     documents = ["sort the list", "sort a file", "xq"]
     tokenizer = make(models).towers.query[0].tokenizer
-    weights = inference_free.inverse_frequencies(tokenizer, documents)
+    weights = inference_free.query_weights(tokenizer, documents)
     ids = {word: tokenizer.convert_tokens_to_ids(word) for word in ("sort", "list", "thread", "[CLS]", "[UNK]", "x")}
     assert weights[ids["sort"]] == pytest.approx(math.log(1 + 1.5 / 2.5))
     assert weights[ids["list"]] == weights[ids["x"]] == pytest.approx(math.log(1 + 2.5 / 1.5))
@@ -171,10 +214,45 @@ def test_queries_are_looked_up(models: dict[str, str]) -> None:
     student = make(models, "inference_free", "free")
     found = outputs(student, ["sort sort list"], documents).queries
     assert found is not None
-    table = inference_free.inverse_frequencies(tokenizer, DOCUMENTS)
+    table = inference_free.query_weights(tokenizer, DOCUMENTS)
     assert {int(place): float(found[0, place]) for place in found[0].nonzero()} == pytest.approx(
         {ids["sort"]: float(table[ids["sort"]]), ids["list"]: float(table[ids["list"]])}
     )
+
+
+@pytest.mark.parametrize(("more", "start"), [(11, "model"), (11, "lexical"), (-3, "model")])
+def test_embeddings_padded_beyond_the_tokenizer_are_cut(
+    more: int, start: str, models: dict[str, str], tmp_path: Path
+) -> None:
+    """As those of ModernBERT are, and missing ones added: table and documents have the tokenizer's terms."""
+    source = models["mlm" if start == "model" else "plain"]
+    model = (AutoModelForMaskedLM if start == "model" else AutoModel).from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model.resize_token_embeddings(len(tokenizer) + more)
+    model.save_pretrained(tmp_path / "padded")
+    tokenizer.save_pretrained(tmp_path / "padded")
+    options = inference_free.Options(model=str(tmp_path / "padded"), max_length=24, start=start)
+    inference_free.begin(options, DOCUMENTS, tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "padded"] == ["model"]
+    student = inference_free.load(inference_free.Options(model=str(tmp_path / "model"))).eval()
+    found = outputs(student)
+    assert found.queries is not None
+    assert found.documents is not None
+    assert found.queries.shape[1] == found.documents.shape[1] == len(tokenizer)
+    whole = inference_free.Options(model=source, max_length=24, start=start)
+    if more > 0 and start == "model":  # what is left has not changed
+        inference_free.begin(whole, DOCUMENTS, tmp_path / "whole")
+        same = outputs(inference_free.load(whole.model_copy(update={"model": str(tmp_path / "whole/model")})).eval())
+        torch.testing.assert_close(found.scores, same.scores)
+
+
+def test_a_table_of_other_terms_is_refused(models: dict[str, str], tmp_path: Path) -> None:
+    towers = load_sparse_towers(models["free"])
+    first: Any = towers.document[0]
+    first.auto_model.resize_token_embeddings(150)
+    towers.model.save(str(tmp_path))
+    with pytest.raises(InputError, match=r"its table weighs \d+ terms and its documents have"):
+        make({**models, "padded": str(tmp_path)}, "inference_free", "padded")
 
 
 def test_a_frozen_tower_does_not_learn(models: dict[str, str]) -> None:

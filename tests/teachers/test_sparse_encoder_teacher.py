@@ -10,9 +10,10 @@ import pytest
 import torch
 from sentence_transformers import SparseEncoder
 from sentence_transformers.base.modules import Router
-from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
+from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder, SparseStaticEmbedding
 from tiny import collection_of, tiny_masked_lm, tiny_sentence_transformer
 
+from retrieval_kd.sparse_towers import encode_sparse
 from retrieval_kd.tables import Component
 from retrieval_kd.teachers import load_teacher, sparse_encoder
 from retrieval_kd.types import InputError
@@ -77,20 +78,39 @@ def test_the_sides_of_an_asymmetric_model_differ(folders: dict[str, Path]) -> No
 def test_every_text_is_encoded_once(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = load(folders["plain"])
     encoded: list[str] = []
-    encode = teacher.towers.model.encode
 
-    def counting(texts: list[str], **settings: Any) -> Any:
+    def counting(towers: Any, texts: list[str], *settings: Any) -> Any:
         encoded.extend(texts)
-        return encode(texts, **settings)
+        return encode_sparse(towers, texts, *settings)
 
-    monkeypatch.setattr(teacher.towers.model, "encode", counting)
+    monkeypatch.setattr(sparse_encoder, "encode_sparse", counting)
     teacher.score(QUERIES * 6, [document for document in DOCUMENTS for _ in range(4)])
     assert sorted(encoded) == sorted([*set(QUERIES), *set(DOCUMENTS)])
 
 
+def test_no_texts_have_no_scores(folders: dict[str, Path]) -> None:
+    teacher = load(folders["few"])
+    assert teacher.score([], []).shape == (0,)
+    assert teacher.retrieve([], 3).rows.shape == (0, 3)
+
+
+def test_other_modules_are_run_as_they_stand(tmp_path: Path) -> None:
+    """A dense encoder whose vectors are made sparse (CSR), which has no language model's head."""
+    dense = tiny_sentence_transformer(tmp_path / "bert", normalize=False)
+    torch.manual_seed(0)
+    coder = SparseAutoEncoder(input_dim=32, hidden_dim=64, k=8)
+    SparseEncoder(modules=[*dense, coder], device="cpu").save(str(tmp_path / "csr"))
+    reference = SparseEncoder(str(tmp_path / "csr"), device="cpu")
+    full = reference.similarity(reference.encode_query(QUERIES), reference.encode_document(DOCUMENTS)).numpy()
+    teacher = load(tmp_path / "csr")
+    got = teacher.score([query for query in QUERIES for _ in DOCUMENTS], DOCUMENTS * len(QUERIES))
+    np.testing.assert_allclose(got.reshape(full.shape), full, rtol=1e-4, atol=1e-5)
+    assert full.std() > 0
+
+
 def test_a_random_head_is_refused(tmp_path: Path) -> None:
     tiny_sentence_transformer(tmp_path / "bert")
-    with pytest.raises(InputError, match=r"\(BertModel\) is no sparse encoder"):
+    with pytest.raises(InputError, match="bert' is no sparse encoder"):
         load(tmp_path / "bert")
 
 

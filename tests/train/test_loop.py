@@ -7,19 +7,19 @@ import math
 import multiprocessing
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import WORDS, tiny_sentence_transformer
+from tiny import WORDS, tiny_masked_lm, tiny_sentence_transformer
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from retrieval_kd.losses import find_loss
-from retrieval_kd.stages import Stage, Term, Training, Validation
-from retrieval_kd.students import Batch, Outputs, cross_encoder, dense, own_scores
+from retrieval_kd.stages import Regularizer, Stage, Term, Training, Validation
+from retrieval_kd.students import Batch, Outputs, cross_encoder, dense, own_scores, splade
 from retrieval_kd.train.batches import Draw, draw
 from retrieval_kd.train.controllers import TermState
 from retrieval_kd.train.loop import Run, make_batch, train
@@ -418,6 +418,54 @@ def test_widths_are_a_mean_over_widths(model: Path, tmp_path: Path) -> None:
         columns = torch.from_numpy(drawn.columns)
         short.append(value_of(FUSED, Outputs(own_scores(grid, columns), grid, *sides), drawn, trainset).item())
     assert both == pytest.approx((whole + sum(short)) / 3, rel=1e-5)
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Callable[[], nn.Module]:
+    tiny_masked_lm(tmp_path / "masked")
+    return lambda: splade.load(splade.Options(model=str(tmp_path / "masked")))
+
+
+PENALISED = Regularizer(name="l1", side="document", weight=1e-2, active_terms=20)
+
+
+def test_a_penalty_is_steered_by_the_active_terms(sparse: Callable[[], nn.Module]) -> None:
+    """Its part of the loss is multiplied by the controller's factor, which learns of each step, and is resumed."""
+    student = sparse()
+    trainset = make_trainset(student)
+    stage = stage_of(MARGIN, regularizers=(PENALISED,), learning_rate=1e-5)
+    run = Run({"student": student}, trainset, stage, SETTINGS, 0)
+    control = run.controls[0]
+    assert control is not None
+    drawn = draw(trainset, stage, (4, 0), 0, DOCUMENTS)
+    views = {"student": run._view("student", student, drawn)}
+    plain, values = run._loss(views, drawn, 0)
+    assert control.factor == 1
+    found, _ = run.step(0)
+    assert control.active == pytest.approx(found["active.document"].item())
+    first = control.factor
+    assert first == pytest.approx((control.active / 20) ** 1.05)
+    steered, _ = run._loss(views, drawn, 0)
+    assert (steered - plain).item() == pytest.approx(1e-2 * (first - 1) * values["l1.document"].item(), rel=1e-3)
+    run.step(1)
+    assert control.factor != first
+    again = Run({"student": sparse()}, trainset, stage, SETTINGS, 0)
+    again.load_state_dict(run.state_dict())
+    assert again.controls[0] is not None
+    assert again.controls[0].factor == control.factor != 1
+
+
+def test_no_alarm_where_there_are_no_documents(
+    sparse: Callable[[], nn.Module], capfd: pytest.CaptureFixture[str]
+) -> None:
+    student = sparse()
+    stage = stage_of(MARGIN, regularizers=(PENALISED.model_copy(update={"side": "both", "active_terms": None}),))
+    run = Run({"student": student}, make_trainset(student), stage, SETTINGS, 0)
+    some, none = torch.tensor([[0.0, 1.0, 0.0, 0.0]]), torch.zeros(1, 4)
+    assert set(run._count_active(Outputs(none, None, some, none[:0]), 0)) == {"active.query"}
+    assert "no term is active" not in capfd.readouterr().err
+    run._count_active(Outputs(none, None, some, none), 0)
+    assert "document side: no term is active" in capfd.readouterr().err
 
 
 def test_an_absent_tracker_is_told(model: Path, tmp_path: Path) -> None:
