@@ -12,10 +12,10 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling
 from torch import nn
 
 from retrieval_kd.lexical_start import make_lexical_model
-from retrieval_kd.sparse_towers import has_head, load_sparse_towers, run_sparse_tower, tokenize
+from retrieval_kd.sparse_towers import has_head, load_sparse_towers, run_sparse_tower
 from retrieval_kd.students import Batch, Outputs, own_scores
 from retrieval_kd.tables import Positive, Table
-from retrieval_kd.towers import Side, Towers, keep_layers
+from retrieval_kd.towers import Side, Towers, keep_layers, tokenize
 from retrieval_kd.types import InputError
 from retrieval_kd.vocabulary_head import Pooling
 from retrieval_kd.weights import locate_model

@@ -23,7 +23,7 @@ from retrieval_kd.files import read_json
 from retrieval_kd.gather import encode_sorted
 from retrieval_kd.progress import progress
 from retrieval_kd.tables import Precision
-from retrieval_kd.towers import Side, Towers, autocast, load_towers, pad
+from retrieval_kd.towers import Side, Towers, autocast, load_towers, pad, tokenize
 from retrieval_kd.types import InputError
 from retrieval_kd.vocabulary_head import head_of, pool_vocabulary, without_head
 from retrieval_kd.weights import locate_model
@@ -101,20 +101,6 @@ def join_towers(
     query_list = nn.ModuleList(query)
     document_list = query_list if query is document else nn.ModuleList(document)
     return Towers(model, query_list, document_list, query_prompt, document_prompt)
-
-
-def tokenize(modules: nn.ModuleList, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids as a tower reads them: a table goes without special tokens."""
-    first: Any = modules[0]
-    if not texts:
-        return []
-    encoded = first.tokenizer(
-        list(texts),
-        truncation=True,
-        max_length=first.max_seq_length,
-        add_special_tokens=not isinstance(first, SparseStaticEmbedding),
-    )
-    return cast(list[list[int]], encoded["input_ids"])
 
 
 def run_sparse_tower(

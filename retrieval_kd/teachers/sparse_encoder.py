@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SparseEncoder as Model
 
 from retrieval_kd.files import read_json
+from retrieval_kd.gather import batches
 from retrieval_kd.progress import progress
 from retrieval_kd.tables import Positive, Precision, Table
 from retrieval_kd.towers import Side, Towers, autocast, count_tokens, describe, load_towers, tokenize
@@ -61,6 +62,8 @@ class SparseEncoder:
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> NDArray[np.float32]:
         """Scores of pairs; every distinct text is encoded once."""
+        if not len(queries):
+            return np.zeros(0, np.float32)
         sides: list[Any] = []
         for texts, side in ((queries, "query"), (documents, "document")):
             distinct, places = np.unique(np.array(texts, object), return_inverse=True)
@@ -97,14 +100,10 @@ class SparseEncoder:
 
         Texts of similar length are encoded together; vectors are of unit length if similarity is cosine.
         """
-        lengths = np.array([len(ids) for ids in tokenize(self.towers.side(side), texts)])
-        order = np.argsort(-lengths, kind="stable")
-        pieces, start = [], 0
-        while start < len(order):
-            batch = order[start : start + max(1, self.batch_tokens // max(1, lengths[order[start]]))]
-            pieces.append(self._encode_batch([texts[place] for place in batch], side))
-            start += len(batch)
-        return scipy.sparse.vstack(pieces, format="csr")[np.argsort(order)]
+        lengths = [len(ids) for ids in tokenize(self.towers.side(side), texts)]
+        batched = list(batches(lengths, self.batch_tokens))
+        pieces = [self._encode_batch([texts[place] for place in places], side) for places in batched]
+        return scipy.sparse.vstack(pieces, format="csr")[np.argsort(np.concatenate(batched))]
 
     def _encode_batch(self, texts: Sequence[str], side: Side) -> Any:
         with autocast(self.precision):
