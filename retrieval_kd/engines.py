@@ -49,6 +49,11 @@ def check_engine(engine: Engine, precision: EnginePrecision) -> None:
             raise missing_extra(ModuleNotFoundError(name=package))
 
 
+def calibration_rows(count: int) -> list[int]:
+    """The documents, of `count`, that an int8 model is calibrated on; of a collection of these alone they are all."""
+    return spread(count, SAMPLE)
+
+
 def calibration_pairs(collection: Collection) -> list[tuple[str, str]]:
     """The pairs of texts that an int8 model is calibrated on: beginnings of documents, and documents.
 
@@ -59,7 +64,7 @@ def calibration_pairs(collection: Collection) -> list[tuple[str, str]]:
     count = len(collection)
     if not count:
         raise InputError('precision = "int8" is calibrated on documents of the collection, which has none.')
-    documents = [collection.documents[row] for row in spread(count, SAMPLE)]
+    documents = [collection.documents[row] for row in calibration_rows(count)]
     heads = [" ".join(document.split()[:HEAD_WORDS]) for document in documents]
     return [(head, documents[place - place % 2]) for place, head in enumerate(heads)]
 

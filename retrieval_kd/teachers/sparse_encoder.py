@@ -64,11 +64,12 @@ class SparseEncoder:
         """Scores of pairs; every distinct text is encoded once."""
         if not len(queries):
             return np.zeros(0, np.float32)
-        sides: list[Any] = []
-        for texts, side in ((queries, "query"), (documents, "document")):
+        vectors: list[Any] = []
+        sides: tuple[tuple[Sequence[str], Side], ...] = ((queries, "query"), (documents, "document"))
+        for texts, side in sides:
             distinct, places = np.unique(np.array(texts, object), return_inverse=True)
-            sides.append(self._encode(distinct.tolist(), side)[places])
-        left, right = sides
+            vectors.append(self._encode(distinct.tolist(), side)[places])
+        left, right = vectors
         return np.asarray(left.multiply(right).sum(axis=1), np.float32)
 
     def retrieve(self, queries: Sequence[str], k: int) -> Hits:
