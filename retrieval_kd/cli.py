@@ -125,6 +125,8 @@ def score(
     rkd score recipe.toml --engine-cluster ray
     """
     console.quiet = quiet
+    if dry_run and (processes or engine_cluster):
+        raise InputError("--dry-run times a sample in this process; leave --processes and --engine-cluster out.")
     load_recipe(recipe, set_ or [])  # a mistake in it is told before torch is imported
     from retrieval_kd import pipeline
 

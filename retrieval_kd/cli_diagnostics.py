@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -104,62 +104,27 @@ def parity(
     console.quiet = quiet
     if first.is_dir() != (second is not None):
         raise InputError("give a recipe, or the folders of two teachers.")
+    from retrieval_kd.data import load_collection
+    from retrieval_kd.diagnostics import show
+    from retrieval_kd.pipeline import Workspace
+    from retrieval_kd.pipeline.parity import check_engines, check_stores
+    from retrieval_kd.store.operations import open_folder
+
     changes = {name: value for name, value in (("engine", engine), ("precision", precision)) if value}
     if second is not None:
         if teacher or changes:
             raise InputError("--teacher, --engine and --precision are for a recipe; two folders hold their own.")
-        found = _folders_apart(first, second, collection, split, (query_prompt, document_prompt))
+        loaded = load_collection(collection, [split]) if collection else None
+        folders = open_folder(first), open_folder(second)
+        found = check_stores(*folders, loaded, split, (query_prompt, document_prompt)).facts
     else:
         if teacher is None or not changes:
             raise InputError("give --teacher, and the --engine or --precision to compare it with.")
-        found = _engines_apart(first, (out, store, set_ or []), teacher, changes, pairs, split)
+        workspace = Workspace(first, out, store, set_ or [], dry=True)
+        found = check_engines(workspace, teacher, changes, pairs, split).facts
     if not quiet and not json_:
-        print_table(["", ""], _parity_rows(found))
+        print_table(["", ""], show.parity_rows(found))
     print_json(json_, found)
     if min_tau is not None and not (found["kendall_tau"] or 0.0) >= min_tau:
         typer.echo(f"Kendall's tau {found['kendall_tau']} is below {min_tau}", err=True)
         raise typer.Exit(1)
-
-
-def _folders_apart(
-    first: Path, second: Path, collection: str | None, split: str, prompts: tuple[str, str]
-) -> dict[str, Any]:
-    from retrieval_kd.data import load_collection
-    from retrieval_kd.pipeline.parity import check_stores
-    from retrieval_kd.store.operations import open_folder
-
-    loaded = load_collection(collection, [split]) if collection else None
-    return check_stores(open_folder(first), open_folder(second), loaded, split, prompts).facts
-
-
-def _engines_apart(
-    recipe: Path,
-    where: tuple[Path | None, Path | None, list[str]],
-    teacher: str,
-    changes: dict[str, str],
-    pairs: int,
-    split: str,
-) -> dict[str, Any]:
-    from retrieval_kd.pipeline import Workspace
-    from retrieval_kd.pipeline.parity import check_engines
-
-    out, store, overrides = where
-    return check_engines(Workspace(recipe, out, store, overrides, dry=True), teacher, changes, pairs, split).facts
-
-
-def _parity_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    ndcg = found["ndcg"]
-    return [
-        ("pairs, lists", f"{found['pairs']:,}, {found['lists']:,}"),
-        ("answered by one alone", f"{found['unanswered']:,}"),
-        ("spread of the first's scores", f"{found['spread']:.4g}"),
-        ("largest error", f"{found['max_error']:.4g}"),
-        ("mean error", f"{found['mean_error']:.4g}"),
-        ("Kendall's tau, mean of the lists", _share(found["kendall_tau"])),
-        ("the worst list's", _share(found["worst_tau"])),
-        ("nDCG@10", f"{ndcg[0]:.4f} -> {ndcg[1]:.4f} ({found['ndcg_change']:+.4f})" if ndcg else "no qrels"),
-    ]
-
-
-def _share(value: float | None) -> str:
-    return "\N{EN DASH}" if value is None else f"{value:.4f}"

@@ -22,7 +22,7 @@ def show(prices: list[Price], json_: bool) -> None:
         rows = []
         for one in prices:
             asked = f"{one.open:,} {one.unit}"
-            cells = [one.teacher, one.kind, f"{one.pairs:,}", f"{one.stored:,}", asked, _number(one.tokens)]
+            cells = [one.teacher, one.kind, f"{one.pairs:,}", _number(one.stored), asked, _number(one.tokens)]
             cells += [_hours(one.seconds), UNKNOWN if one.money is None else f"{one.money:.4g}", _spent(one)]
             rows.append(cells)
         columns = ["teacher", "kind", "pairs", "stored", "to ask", "tokens", "hours", "money", "spent so far"]
@@ -30,8 +30,8 @@ def show(prices: list[Price], json_: bool) -> None:
         for one in prices:
             for note in one.notes:
                 typer.echo(f"{one.teacher}: {note}")
-        hours = sum(one.seconds or 0.0 for one in prices)
-        typer.echo(f"in all {_hours(hours)} hours, as far as is known; nothing was asked for keeps, nothing written")
+        seconds = sum(one.seconds or 0.0 for one in prices)
+        typer.echo(f"in all {_hours(seconds)} hours, as far as is known; nothing was asked for keeps, nothing written")
     print_json(json_, {"teachers": [facts(one) for one in prices]})
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from retrieval_kd.extras import missing_extra
 from retrieval_kd.files import hash_texts
+from retrieval_kd.sample import spread
 from retrieval_kd.types import Collection, InputError
 
 Engine = Literal["torch", "openvino"]
@@ -48,6 +49,11 @@ def check_engine(engine: Engine, precision: EnginePrecision) -> None:
             raise missing_extra(ModuleNotFoundError(name=package))
 
 
+def calibration_rows(count: int) -> list[int]:
+    """The documents, of `count`, that an int8 model is calibrated on; of a collection of these alone they are all."""
+    return spread(count, SAMPLE)
+
+
 def calibration_pairs(collection: Collection) -> list[tuple[str, str]]:
     """The pairs of texts that an int8 model is calibrated on: beginnings of documents, and documents.
 
@@ -58,8 +64,7 @@ def calibration_pairs(collection: Collection) -> list[tuple[str, str]]:
     count = len(collection)
     if not count:
         raise InputError('precision = "int8" is calibrated on documents of the collection, which has none.')
-    rows = np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(int)).tolist()
-    documents = [collection.documents[row] for row in rows]
+    documents = [collection.documents[row] for row in calibration_rows(count)]
     heads = [" ".join(document.split()[:HEAD_WORDS]) for document in documents]
     return [(head, documents[place - place % 2]) for place, head in enumerate(heads)]
 
@@ -98,12 +103,13 @@ def compile_module(
         raise InputError(f'OpenVINO cannot convert this model ({problem}); use engine = "torch".') from error
     for place, name in enumerate(names):
         graph.inputs[place].get_tensor().set_names({name})
-    _check(module, _compile(graph, "f32"), example)
+    exact = _compile(graph, "f32")
+    _check(module, exact, example)
     if precision == "fp32":
-        return _compile(graph, "f32")
-    if precision == "bf16":
-        return _compile(graph, "bf16")
-    return _compile(_quantize(graph, calibration), "bf16" if _has_bf16() else "f32")
+        return exact
+    if precision == "int8":
+        graph = _quantize(graph, calibration)
+    return _compile(graph, "bf16" if _has_bf16() else "f32")
 
 
 class _Ordered(nn.Module):

@@ -18,10 +18,12 @@ def trim_last_layer(model: Any) -> None:
     ten twelfths of the layer, are those of one token. Models of another form stay as they are.
     """
     layers = getattr(getattr(model.base_model, "encoder", None), "layer", None)
-    if not isinstance(layers, nn.ModuleList) or model.config._attn_implementation != "sdpa" or model.config.is_decoder:
+    if not isinstance(layers, nn.ModuleList):
         return
     names = (type(model).__name__, type(layers[-1]).__name__)
-    if names in [(f"{family}ForSequenceClassification", f"{family}Layer") for family in FAMILIES]:
+    if names not in [(f"{family}ForSequenceClassification", f"{family}Layer") for family in FAMILIES]:
+        return
+    if model.config._attn_implementation == "sdpa" and not model.config.is_decoder:
         layers[-1] = _FirstToken(layers[-1])
 
 

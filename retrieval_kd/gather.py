@@ -68,6 +68,19 @@ def micro_batches(places: NDArray[np.int64], lengths: Sequence[int], tokens: int
             start = end
 
 
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[NDArray[np.int64]]:
+    """Places that go together, the longest first, so that too little memory shows at once.
+
+    `lengths` are in tokens, and a batch holds at most so many `tokens`, padding included, or one item.
+    """
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    start = 0
+    while start < len(order):
+        places = order[start : start + max(1, tokens // max(1, lengths[order[start]]))]
+        yield places
+        start += len(places)
+
+
 def gather(rows: Tensor) -> Tensor:
     """The rows (n, ...) of every process end to end; the gradient goes to this process's rows alone."""
     return rows if process()[1] == 1 else cast(Tensor, cast(Any, _Gather).apply(rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol, cast
 
@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from retrieval_kd.chat_model import ChatEndpoint, ChatModel
 from retrieval_kd.files import fingerprint
+from retrieval_kd.gather import batches
 from retrieval_kd.prompts import Prompt, shorten
 from retrieval_kd.tables import Positive, Precision, Table
 from retrieval_kd.types import InputError
@@ -109,7 +110,7 @@ class LocalModel:
         self.usage.input_tokens += sum(map(len, encoded))
         found = np.empty((len(prompts), len(answers)))
         with torch.inference_mode():
-            for places in self._batches([len(ids) for ids in encoded]):
+            for places in batches([len(ids) for ids in encoded], self.options.batch_tokens):
                 logits = self._next_logits([encoded[place] for place in places])  # (b, V)
                 found[places] = logits.float().log_softmax(-1)[:, columns].cpu().numpy()
         return found
@@ -121,7 +122,7 @@ class LocalModel:
         self.usage.input_tokens += sum(map(len, encoded))
         texts: list[str | None] = [None] * len(prompts)
         with torch.inference_mode():
-            for places in self._batches([len(ids) + max_tokens for ids in encoded]):
+            for places in batches([len(ids) + max_tokens for ids in encoded], self.options.batch_tokens):
                 ids, mask = self._pad([encoded[place] for place in places], left=not self._two_sided)
                 plain = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
                 unset = {"temperature": None, "top_p": None, "top_k": None}
@@ -227,15 +228,6 @@ class LocalModel:
         """Where each token of a document ends, in characters."""
         tokens = self._tokenizer(document, add_special_tokens=False, return_offsets_mapping=True)
         return [end for _, end in tokens["offset_mapping"]]
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:
-        """Places of prompts that go together, longest first, within `batch_tokens` with padding."""
-        order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
-        start = 0
-        while start < len(order):
-            places = order[start : start + max(1, self.options.batch_tokens // lengths[order[start]])]
-            yield places
-            start += len(places)
 
     def _pad(self, batch: Sequence[list[int]], left: bool) -> tuple[Tensor, Tensor]:
         """Ids and mask (b, L)."""

@@ -63,7 +63,7 @@ def make_lexical_model(
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)  # the head is new, as meant
     try:
-        model: Any = AutoModelForMaskedLM.from_pretrained(source).eval()
+        model: Any = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32).eval()
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
     finally:
         transformers_logging.set_verbosity(verbosity)

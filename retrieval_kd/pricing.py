@@ -7,8 +7,7 @@ takes, or the length of the texts does.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,16 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_kd.endpoint import Endpoint
-from retrieval_kd.files import fingerprint
 from retrieval_kd.judgements import open_comparisons, open_rankings
-from retrieval_kd.prompts import cut_words
+from retrieval_kd.prompts import cut_words, windows
+from retrieval_kd.sample import spread
 from retrieval_kd.store.keys import first_of_each, text_keys
-from retrieval_kd.store.operations import stores
 from retrieval_kd.store.store import Store
 from retrieval_kd.teachers import Archive, Embedder, ListJudge, Metered, PairJudge, Reader, Teacher
 from retrieval_kd.types import Hits, Side
 
-TIMED_SECONDS = 2.0  # a sample that takes less is made larger
+TIMED_SECONDS = 0.5  # a sample that takes less is made larger
 TOKENIZED = 1000  # questions whose tokens are counted
 CHARACTERS_A_TOKEN = 4  # of English, roughly, where nobody says
 
@@ -58,7 +56,7 @@ class Price:
     teacher: str
     kind: str
     pairs: int  # distinct ones
-    stored: int  # of them, or None where a judge's answers are no pairs
+    stored: int | None  # of them; None where a judge's answers are no pairs
     unit: Unit
     open: int
     tokens: int | None = None
@@ -70,9 +68,13 @@ class Price:
 
 @dataclass(frozen=True)
 class _Open:
-    """The open questions of a teacher: `ask` puts those at some places to it, `texts` are what it reads of them."""
+    """The open questions of a teacher: `ask` puts those at some places to it, `texts` are what it reads of them.
+
+    `requests` are what an endpoint gets.
+    """
 
     count: int
+    requests: int
     ask: Callable[[Sequence[int]], object]
     texts: Callable[[Sequence[int]], list[tuple[list[str], list[str]]]]  # of each: queries, documents
 
@@ -82,34 +84,31 @@ def price(
 ) -> Price:
     """The price of scoring the pairs of `hits` (Q, K) that the teacher's store under `root` lacks."""
     kind = str(teacher.identity["kind"])
-    store = find(root, teacher.identity)
+    store = Store.find(root, teacher.identity)
     keys = text_keys(teacher.render(queries, "query")), text_keys(teacher.render(documents, "document"))
     query_of, place = np.nonzero(hits.valid)
     left, right = keys[0][query_of], keys[1][hits.rows[query_of, place]]
     pairs = np.stack([query_of, hits.rows[query_of, place]], axis=1)[first_of_each(left, right)]
+    counts: dict[str, Any] = {"teacher": name, "kind": kind, "pairs": len(pairs)}
+    if isinstance(teacher, PairJudge | ListJudge):
+        unit, questions = _judged(store, teacher, queries, documents, hits)
+        rates = _rates(teacher, store, questions)
+        return Price(**counts, stored=None, unit=unit, open=questions.count, spent=_spent([store]), **rates)
     found = np.zeros(len(pairs), np.bool_)
     if store is not None:
         _, found = store.find_scores(keys[0][pairs[:, 0]], keys[1][pairs[:, 1]])
-    counts: dict[str, Any] = {"teacher": name, "kind": kind, "pairs": len(pairs), "stored": int(found.sum())}
+    counts["stored"] = int(found.sum())
     missing = pairs[~found]
     if isinstance(teacher, Archive):
         note = ["read from its file; nothing is computed"] if len(missing) else []
         return Price(**counts, unit="pairs", open=len(missing), spent=_spent([store]), notes=note)
     if isinstance(teacher, Embedder):
         return _price_vectors(root, teacher, counts, queries, documents, missing, store)
-    if isinstance(teacher, PairJudge | ListJudge):
-        unit, questions = _judged(store, teacher, queries, documents, hits)
-    else:
-        unit, questions = "pairs", _scored(teacher, queries, documents, missing)
+    pairs_of_query = np.unique(keys[0][missing[:, 0]], return_counts=True)[1]
+    requests = int(np.ceil(pairs_of_query / _option(teacher, "documents", 1)).sum())  # each about one query
+    questions = _scored(teacher, queries, documents, missing, requests)
     rates = _rates(teacher, store, questions)
-    return Price(**counts, unit=unit, open=questions.count, spent=_spent([store]), **rates)
-
-
-def find(root: Path, identity: Mapping[str, Any]) -> Store | None:
-    """The store of the teacher that `identity` describes, under `root`; unlike `Store.open` it makes none."""
-    mark = fingerprint(dict(identity))
-    found = [store for store in (stores(root) if root.is_dir() else []) if fingerprint(store.identity) == mark]
-    return found[0] if found else None
+    return Price(**counts, unit="pairs", open=questions.count, spent=_spent([store]), **rates)
 
 
 def _price_vectors(
@@ -128,7 +127,7 @@ def _price_vectors(
     for column, (side, texts) in enumerate(sides):
         rendered = teacher.render([texts[place] for place in np.unique(missing[:, column])], side)
         rendered = list(dict.fromkeys(rendered))
-        tower = find(root, teacher.tower_identity(side))
+        tower = Store.find(root, teacher.tower_identity(side))
         towers.append(tower)
         if tower is not None and rendered:
             _, found = tower.find_embeddings(text_keys(rendered))
@@ -137,7 +136,7 @@ def _price_vectors(
             total += len(rendered)
             seconds += _time(len(rendered), partial(_embed, teacher, rendered, side))
             if isinstance(teacher, Reader):
-                read = [rendered[place] for place in _spread(len(rendered), TOKENIZED)]
+                read = [rendered[place] for place in spread(len(rendered), TOKENIZED)]
                 counted = teacher.count_tokens(*((read, []) if side == "query" else ([], read)))
                 tokens += round(counted * len(rendered) / len(read))
     spent = _spent([store, *{str(tower.folder): tower for tower in towers if tower is not None}.values()])
@@ -150,7 +149,13 @@ def _embed(teacher: Embedder, texts: Sequence[str], side: Side, places: Sequence
     return teacher.embed([texts[place] for place in places], side)
 
 
-def _scored(teacher: Teacher, queries: Sequence[str], documents: Sequence[str], missing: NDArray[np.int64]) -> _Open:
+def _scored(
+    teacher: Teacher,
+    queries: Sequence[str],
+    documents: Sequence[str],
+    missing: NDArray[np.int64],
+    requests: int,
+) -> _Open:
     def texts(places: Sequence[int]) -> list[tuple[list[str], list[str]]]:
         chosen = missing[list(places)].tolist()
         left = teacher.render([queries[query] for query, _ in chosen], "query")
@@ -161,7 +166,7 @@ def _scored(teacher: Teacher, queries: Sequence[str], documents: Sequence[str], 
         read = texts(places)
         return teacher.score([query for (query,), _ in read], [document for _, (document,) in read])
 
-    return _Open(len(missing), ask, texts)
+    return _Open(len(missing), requests, ask, texts)
 
 
 def _judged(
@@ -174,25 +179,38 @@ def _judged(
             return judge.prefer(*(list(texts) for texts in zip(*(asked[place] for place in places), strict=True)))
 
         def compared(places: Sequence[int]) -> list[tuple[list[str], list[str]]]:
-            return [([query], [first, second]) for query, first, second in (asked[place] for place in places)]
+            both = (asked[place] for place in places)  # a language model is asked in both orders
+            return [([query] * 2, [first, second, second, first]) for query, first, second in both]
 
-        return "comparisons", _Open(len(asked), prefer, compared)
+        return "comparisons", _Open(len(asked), 2 * len(asked), prefer, compared)
     lists = open_rankings(store, judge, queries, documents, hits)
 
     def rank(places: Sequence[int]) -> object:
         return judge.rank([lists[place][0] for place in places], [lists[place][1] for place in places])
 
     def ranked(places: Sequence[int]) -> list[tuple[list[str], list[str]]]:
-        return [([query], texts) for query, texts in (lists[place] for place in places)]
+        read = []
+        for place in places:
+            query, texts = lists[place]
+            inside = [text for start, end in plans[place] for text in texts[start:end]]  # in the order they come in
+            read.append(([query] * len(plans[place]), inside))
+        return read
 
-    return "lists", _Open(len(lists), rank, ranked)
+    size, step = _option(judge, "window", judge.depth), _option(judge, "step", judge.depth)
+    plans = [windows(len(texts), size, step) for _, texts in lists]
+    return "lists", _Open(len(lists), sum(map(len, plans)), rank, ranked)
+
+
+def _option(teacher: Teacher, name: str, default: Any) -> Any:
+    """What a kind's options say, where it has options and this one is among them."""
+    return getattr(getattr(teacher, "options", None), name, default)
 
 
 def _rates(teacher: Teacher, store: Store | None, questions: _Open) -> dict[str, Any]:
     """Tokens, seconds and money of all open questions, and where they come from."""
     if not questions.count:
         return {"tokens": None, "seconds": 0.0, "money": None}
-    endpoint = getattr(getattr(teacher, "options", None), "endpoint", None)
+    endpoint = _option(teacher, "endpoint", None)
     if isinstance(endpoint, Endpoint):
         return _endpoint_rates(teacher, endpoint, _spent([store]), questions)
     before = teacher.usage.tokens if isinstance(teacher, Metered) else 0
@@ -209,7 +227,7 @@ def _rates(teacher: Teacher, store: Store | None, questions: _Open) -> dict[str,
     if isinstance(teacher, Metered):
         tokens = round((teacher.usage.tokens - before) * questions.count / asked)
     elif isinstance(teacher, Reader):
-        places = _spread(questions.count, TOKENIZED)
+        places = spread(questions.count, TOKENIZED)
         read = questions.texts(places)
         counted = teacher.count_tokens([query for (query,), _ in read], [document for _, (document,) in read])
         tokens = round(counted * questions.count / len(places))
@@ -219,7 +237,6 @@ def _rates(teacher: Teacher, store: Store | None, questions: _Open) -> dict[str,
 
 
 def _endpoint_rates(teacher: Teacher, endpoint: Endpoint, spent: Spent, questions: _Open) -> dict[str, Any]:
-    options = teacher.options  # type: ignore[attr-defined]
     notes, seconds = [], None
     if spent.pairs:
         share = questions.count / spent.pairs
@@ -231,39 +248,35 @@ def _endpoint_rates(teacher: Teacher, endpoint: Endpoint, spent: Spent, question
         tokens = round(spent.tokens * share)
         notes.append("tokens from its earlier runs")
     else:
-        places = _spread(questions.count, TOKENIZED)
-        words = getattr(options, "document_words", None)
+        places = spread(questions.count, TOKENIZED)
+        words = _option(teacher, "document_words", None)
         read = questions.texts(places)
         length = sum(len(text) for left, right in read for text in [*left, *(cut_words(one, words) for one in right)])
         tokens = round(length / CHARACTERS_A_TOKEN * questions.count / len(places))
         notes.append("tokens as a quarter of the texts' characters, without the words of its prompt and its answers")
-    requests = math.ceil(questions.count / getattr(options, "documents", 1))
     if endpoint.requests_per_minute:
-        seconds = max(seconds or 0.0, 60 * requests / endpoint.requests_per_minute)
+        seconds = max(seconds or 0.0, 60 * questions.requests / endpoint.requests_per_minute)
     if spent.pairs and spent.money is not None:
         return {"tokens": tokens, "seconds": seconds, "money": spent.money * share, "notes": [*notes, "money too"]}
-    money = tokens * endpoint.input_price / 1e6 + requests * endpoint.request_price
-    if not money:
+    money = tokens * endpoint.input_price / 1e6 + questions.requests * endpoint.request_price
+    if endpoint.output_price:
+        notes.append("the price of its answers (output_price) is not counted")
+    elif not money:
         notes.append("it has no price: give input_price, output_price or request_price")
     return {"tokens": tokens, "seconds": seconds, "money": money or None, "notes": notes}
 
 
 def _time(count: int, ask: Callable[[Sequence[int]], object], size: int = 32) -> float:
     """Seconds that `count` questions take, from a sample at equal distances that is asked after a first one."""
-    ask(_spread(count, 2))  # loads, compiles, allocates
+    ask(spread(count, 2))  # loads, compiles, allocates
     while True:
-        places = _spread(count, size)
+        places = spread(count, size)
         began = perf_counter()
         ask(places)
         seconds = perf_counter() - began
-        if seconds > TIMED_SECONDS / 4 or len(places) == count:
+        if seconds > TIMED_SECONDS or len(places) == count:
             return seconds * count / len(places)
         size *= 4
-
-
-def _spread(count: int, size: int) -> list[int]:
-    """At most `size` places of `count`, at equal distances."""
-    return [int(place) for place in np.unique(np.linspace(0, count - 1, min(count, size)).astype(int))]
 
 
 def _spent(kept: Sequence[Store | None]) -> Spent:

@@ -38,7 +38,7 @@ def load_token_encoder(
     """
     folder = locate_model(name, revision)
     model: Any = MultiVectorEncoder(str(folder), device="cpu", local_files_only=True)
-    model.eval()
+    model.float().eval()  # files may hold halves, and `precision` says what products are computed in
     modules = list(model)
     if not isinstance(modules[0], Transformer) or any(isinstance(module, BaseTokenPooling) for module in modules):
         kinds = ", ".join(type(module).__name__ for module in modules)

@@ -82,7 +82,7 @@ def load_towers(
     of Sentence Transformers that the model is.
     """
     model: Any = form(str(locate_model(name, revision)), device="cpu", local_files_only=True)
-    model.eval()
+    model.float().eval()  # files may hold halves, and `precision` says what products are computed in
     modules: list[Any] = list(model)
     if isinstance(modules[0], Router):
         routes: Any = modules[0].sub_modules
@@ -205,17 +205,17 @@ def compile_tower(modules: nn.ModuleList, precision: EnginePrecision, calibratio
     def padded(token_ids: Sequence[list[int]]) -> dict[str, Any]:
         return pad([np.array(ids, np.int32) for ids in token_ids], pad_id, torch.device("cpu"))
 
-    def read(texts: Sequence[str]) -> list[list[int]]:
-        return tokenize(modules, texts)
-
     forward = compile_module(
-        _Tower(modules), padded(read(EXAMPLE)), precision, [padded([ids]) for ids in read(calibration)]
+        _Tower(modules),
+        padded(tokenize(modules, EXAMPLE)),
+        precision,
+        [padded([ids]) for ids in tokenize(modules, calibration)],
     )
 
-    width = forward(padded(read(EXAMPLE))).shape[1]
+    width = forward(padded(tokenize(modules, EXAMPLE))).shape[1]
 
     def encode(texts: Sequence[str], batch_size: int) -> NDArray[np.float32]:
-        token_ids = read(texts)
+        token_ids = tokenize(modules, texts)
         order = sorted(range(len(texts)), key=lambda place: -len(token_ids[place]))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         vectors = [forward(padded([token_ids[place] for place in batch])) for batch in batches]
@@ -284,7 +284,7 @@ def pad(token_ids: Sequence[NDArray[np.int32]], pad_id: int, device: torch.devic
 
 
 def tokenize(modules: nn.ModuleList, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids as the tower reads them: special tokens in place, but for a table; cut at its maximum length."""
+    """Token ids as a tower reads them, cut at its maximum length; a table of weights goes without special tokens."""
     if not texts:
         return []
     first: Any = modules[0]

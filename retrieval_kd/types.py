@@ -74,6 +74,11 @@ class Queries:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, places: Sequence[int]) -> Queries:
+        """The queries at `places`, in that order."""
+        ids, texts = [self.ids[place] for place in places], [self.texts[place] for place in places]
+        return Queries(ids, texts, [self.qrels[place] for place in places] if self.qrels else [])
+
 
 @dataclass(frozen=True)
 class Texts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    MobileBertConfig,
+    MobileBertForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
 
 from retrieval_kd import engines
-from retrieval_kd.first_token import trim_last_layer
+from retrieval_kd.first_token import _FirstToken, trim_last_layer
 from retrieval_kd.tables import Component, options
 from retrieval_kd.teachers import load_teacher
 from retrieval_kd.types import InputError
@@ -182,6 +183,37 @@ def test_products_whose_input_has_outliers_are_found() -> None:
         assert [node.get_friendly_name() for node in kept] == [node.get_friendly_name() for node in expected]
 
 
+def test_int8_quantises_all_products_but_those_of_one_vector_a_text(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each product of token states reads activations in 8 bits; pooler and classifier (B, D) do not."""
+    graphs: list[Any] = []
+    compile_graph = engines._compile
+
+    def watch(graph: Any, hint: str) -> Any:
+        graphs.append(graph)
+        return compile_graph(graph, hint)
+
+    monkeypatch.setattr(engines, "_compile", watch)
+    load("cross_encoder", models, engine="openvino", precision="fp32").score(LEFT[:1], RIGHT[:1])
+    (exact,) = graphs
+    assert not any(node.get_type_name() == "FakeQuantize" for node in exact.get_ordered_ops())
+    load("cross_encoder", models, engine="openvino", precision="int8").score(LEFT[:1], RIGHT[:1])
+    graph = graphs[-1]  # the one that scores
+    products = [node for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    reduced = {
+        rank: [
+            any(node.input_value(place).get_node().get_type_name() == "FakeQuantize" for place in (0, 1))
+            for node in products
+            if (node.get_output_partial_shape(0).rank.get_length() == 2) == (rank == 2)
+        ]
+        for rank in (2, 3)
+    }
+    assert reduced[2] == [False, False]
+    assert len(reduced[3]) > 8
+    assert sum(reduced[3]) >= 8  # of each layer at least query, key, value and the feed-forward's first
+
+
 @pytest.mark.parametrize("attends", [True, False], ids=["padded", "whole"])
 @pytest.mark.parametrize(
     ("config", "model"),
@@ -210,7 +242,17 @@ def test_other_classifiers_stay_whole(models: dict[str, Path]) -> None:
     assert model.base_model.encoder.layer[-1] is layer
 
 
-def test_torch_needs_no_openvino(models: dict[str, Path]) -> None:
-    """The engine is loaded when it is asked for."""
-    assert "retrieval_kd.engines" in sys.modules
-    assert "openvino" not in vars(engines)
+def test_a_family_without_decoders_stays_whole() -> None:
+    """MobileBERT keeps its layers where BERT does, and its configuration does not know `is_decoder`."""
+    settings = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32, "intermediate_size": 64}
+    model = MobileBertForSequenceClassification(MobileBertConfig(**settings, **sizes))
+    assert not hasattr(model.config, "is_decoder")
+    layer = model.base_model.encoder.layer[-1]
+    trim_last_layer(model)
+    assert model.base_model.encoder.layer[-1] is layer
+
+
+def test_the_teacher_is_trimmed(models: dict[str, Path]) -> None:
+    model, _ = load("cross_encoder", models)._loaded
+    assert isinstance(model.base_model.encoder.layer[-1], _FirstToken)

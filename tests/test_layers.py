@@ -17,7 +17,8 @@ from retrieval_kd.extras import EXTRA_OF
 
 PACKAGE = Path(retrieval_kd.__file__).parent
 LAYERS = [
-    {"types", "files", "extras", "recipe", "stages", "tables", "progress", "weights", "methods", "usage", "__init__"},
+    {"types", "files", "extras", "recipe", "stages", "tables", "progress", "weights", "methods", "usage", "sample"}
+    | {"__init__"},
     {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"}
     | {"prompts", "backward"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
@@ -45,12 +46,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # What `pip install retrieval-kd` brings, by import name (pyproject: dependencies; starlette is FastAPI's).
 BASE = {"faiss", "fastapi", "numpy", "onnxruntime", "pydantic", "rich", "starlette", "tokenizers", "typer", "uvicorn"}
 
-BLOCKED = """
+# What a command that only reads its arguments has no use for.
+HEAVY = {"torch", "transformers", "sentence_transformers", "openvino", "duckdb", "pyarrow", "scipy", "ranx"}
+HEAVY |= {"numba", "ray"}
+
+
+def blocking(packages: set[str]) -> str:
+    """Code after which none of these packages can be imported."""
+    return f"""
 import importlib.abc, runpy, sys
 
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "transformers", "sentence_transformers"}:
+        if name.split(".")[0] in {packages!r}:
             raise RuntimeError("imported " + name)
 
 sys.meta_path.insert(0, Refuse())
@@ -178,14 +186,21 @@ def test_extras_are_those_of_pyproject() -> None:
     ],
 )
 def test_imports_without_torch(code: str) -> None:
-    done = subprocess.run([sys.executable, "-c", BLOCKED + code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", blocking(HEAVY) + code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_blocker_blocks() -> None:
-    code = BLOCKED + "import retrieval_kd.losses"
+@pytest.mark.parametrize(("module", "package"), [("losses", "torch"), ("store.store", "duckdb")])
+def test_the_blocker_blocks(module: str, package: str) -> None:
+    code = blocking({package}) + f"import retrieval_kd.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "imported torch" in done.stderr
+    assert f"imported {package}" in done.stderr
+
+
+def test_engines_are_loaded_when_they_are_asked_for() -> None:
+    code = blocking({"openvino", "nncf"}) + "import retrieval_kd.engines, retrieval_kd.teachers.cross_encoder"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def protocol_methods(package: str) -> set[str]:

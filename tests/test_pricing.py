@@ -14,7 +14,7 @@ from test_judgements import Lists, Pairs
 from tiny import collection_of, tiny_sentence_transformer
 from typer.testing import CliRunner
 
-from retrieval_kd import cli, pricing
+from retrieval_kd import cli, cli_pricing, pricing
 from retrieval_kd.pricing import Price, price
 from retrieval_kd.progress import console
 from retrieval_kd.scoring import fill_scores
@@ -89,7 +89,7 @@ def test_time_is_that_of_a_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             clock[0] += 0.01 * len(queries) + (5.0 if not self.asked else 0.0)
             return super().score(queries, documents)
 
-    monkeypatch.setattr(pricing, "TIMED_SECONDS", 0.4)
+    monkeypatch.setattr(pricing, "TIMED_SECONDS", 0.1)
     teacher, documents = Slow(), [f"document {number}" for number in range(100)]
     hits = Hits(np.arange(100, dtype=np.int32)[None], np.zeros((1, 100), np.float32))
     found = price(tmp_path, "t", teacher, ["query"], documents, hits)
@@ -122,7 +122,7 @@ def test_judges_ask_what_they_will_ask(judge: Any, unit: str, count: int, tmp_pa
     from test_judgements import DOCUMENTS, HITS, QUERIES
 
     found = price(tmp_path / "store", "j", judge, QUERIES, DOCUMENTS, HITS)
-    assert (found.unit, found.open) == (unit, count)
+    assert (found.unit, found.open, found.stored) == (unit, count, None)
     assert not (tmp_path / "store").exists()
     asked = type(judge)()
     fill_scores(tmp_path / "store", "j", asked, QUERIES, DOCUMENTS, HITS)
@@ -141,18 +141,22 @@ def endpoint() -> Any:
         yield served
 
 
-def test_an_endpoint_is_not_asked(endpoint: FakeEndpoint, tmp_path: Path) -> None:
-    """First by the length of the texts and the prices, then by what earlier runs took."""
+@pytest.mark.parametrize(("together", "requests"), [(32, 2), (4, 2), (3, 3), (1, 6)])
+def test_an_endpoint_is_not_asked(endpoint: FakeEndpoint, tmp_path: Path, together: int, requests: int) -> None:
+    """First by the length of the texts and the prices, then by what earlier runs took.
+
+    A request holds documents of one query alone: of four and of two pairs here.
+    """
     settings = {"url": endpoint.url, "input_price": 2.0, "request_price": 0.5, "requests_per_minute": 6000}
-    component = Component(kind="rerank_endpoint", model="m", endpoint=settings, documents=4)
+    component = Component(kind="rerank_endpoint", model="m", endpoint=settings, documents=together)
     teacher = load_teacher(component, collection_of(DOCUMENTS))
     found = price(tmp_path, "r", teacher, QUERIES, DOCUMENTS, HITS)
     pairs = [("sort a list", d) for d in ("list sort", "unsure", "open file", "lock")]
     pairs += [("read a file", d) for d in ("lock", "list sort")]
     tokens = round(sum(len(query + document) for query, document in pairs) / 4)
     assert found.tokens == tokens
-    assert found.money == pytest.approx(tokens * 2e-6 + 2 * 0.5)  # six pairs of four a request
-    assert found.seconds == pytest.approx(2 * 60 / 6000)
+    assert found.money == pytest.approx(tokens * 2e-6 + requests * 0.5)
+    assert found.seconds == pytest.approx(requests * 60 / 6000)
     assert any("characters" in note for note in found.notes)
     assert endpoint.asked == []
     store = Store.open(tmp_path, "r", teacher.identity)
@@ -161,6 +165,44 @@ def test_an_endpoint_is_not_asked(endpoint: FakeEndpoint, tmp_path: Path) -> Non
     assert (later.tokens, later.money, later.seconds) == (300, pytest.approx(0.6), pytest.approx(3.0))
     assert (later.spent.tokens, later.spent.money, later.spent.runs) == (600, 1.2, 1)
     assert endpoint.asked == []
+
+
+def test_a_language_model_compares_in_both_orders(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    """Of three, two and three documents; the pair of the first query that its copy has too is asked once."""
+    settings = {"url": endpoint.url, "input_price": 2.0, "output_price": 1.0, "request_price": 0.5}
+    judge = load_teacher(Component(kind="llm_pairwise", model="m", endpoint=settings), collection_of(DOCUMENTS))
+    found = price(tmp_path, "p", judge, QUERIES, DOCUMENTS, HITS)
+    asked = [("sort a list", "list sort", "unsure"), ("sort a list", "list sort", "open file")]
+    asked += [("sort a list", "unsure", "open file"), ("read a file", "lock", "list sort")]
+    asked += [("sort a list", "list sort", "lock"), ("sort a list", "open file", "lock")]
+    assert (found.unit, found.open, found.stored) == ("comparisons", 6, None)
+    assert found.tokens == round(2 * sum(len("".join(texts)) for texts in asked) / 4)
+    assert found.money == pytest.approx(found.tokens * 2e-6 + 12 * 0.5)
+    assert any("output_price" in note for note in found.notes)
+    assert endpoint.asked == []
+
+
+def test_a_language_model_ranks_by_windows(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    """Windows of two that move by one: two over each list of three documents, one over that of two."""
+    settings = {"url": endpoint.url, "input_price": 2.0, "request_price": 0.5, "requests_per_minute": 60}
+    component = Component(kind="llm_listwise", model="m", endpoint=settings, window=2, step=1)
+    found = price(tmp_path, "l", load_teacher(component, collection_of(DOCUMENTS)), QUERIES, DOCUMENTS, HITS)
+    read = ["sort a list", "unsure", "open file", "sort a list", "list sort", "unsure", "read a file", "lock"]
+    read += ["list sort", "sort a list", "open file", "lock", "sort a list", "list sort", "open file"]
+    assert (found.unit, found.open, found.stored) == ("lists", 3, None)
+    assert found.tokens == round(len("".join(read)) / 4)
+    assert found.money == pytest.approx(found.tokens * 2e-6 + 5 * 0.5)
+    assert found.seconds == pytest.approx(5)
+    assert endpoint.asked == []
+
+
+def test_what_is_unknown_is_shown_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    console.quiet = False
+    cli_pricing.show([Price("j", "pairs", pairs=1234, stored=None, unit="lists", open=7, seconds=7200.0)], False)
+    shown = capsys.readouterr().out
+    assert f"1,234 │ {cli_pricing.UNKNOWN} " in shown
+    assert "in all 2 hours" in shown
 
 
 def test_the_command_prints_a_table_and_writes_nothing(tmp_path: Path) -> None:
@@ -199,6 +241,7 @@ def test_the_command_prints_a_table_and_writes_nothing(tmp_path: Path) -> None:
     before = files(tmp_path)
     untrained = rkd("score", recipe, "--dry-run")
     assert "'later' is trained by" in str(untrained.exception)
+    assert files(tmp_path) == before
     text = Path(recipe).read_text()
     Path(recipe).write_text(text[: text.index("[[teachers]]", text.index("lexical"))])
     before = files(tmp_path)
@@ -212,4 +255,6 @@ def test_the_command_prints_a_table_and_writes_nothing(tmp_path: Path) -> None:
     assert (one["teacher"], one["stored"], one["spent"]["runs"]) == ("lexical", 0, 0)
     assert one["open"] == one["pairs"] > 0
     assert set(Price.__dataclass_fields__) <= set(one)
+    for option in (["--processes", "2"], ["--engine-cluster", "ray"]):
+        assert "leave --processes" in str(rkd("score", recipe, "--dry-run", *option).exception)
     console.quiet = False

@@ -9,18 +9,21 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import checksum_teacher
 import numpy as np
 import pytest
 from checksum_teacher import Checksum, Dying, Vectors
-from tiny import tiny_sentence_transformer
+from tiny import collection_of, tiny_sentence_transformer
+from transformers import BertConfig, BertForSequenceClassification
 from typer.testing import CliRunner
 
 from retrieval_kd import answers, cli, pipeline, workers
 from retrieval_kd.scoring import fill_scores, fill_vectors
 from retrieval_kd.store.operations import verify
 from retrieval_kd.store.store import Store
+from retrieval_kd.teachers import Teacher
 from retrieval_kd.types import Hits, InputError
 from retrieval_kd.workers import Crew
 
@@ -193,3 +196,48 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for crew in crews[1:]:
         assert crew
         assert pickle.loads(pickle.dumps(crew.load))().identity == seen[0].teachers["reader"].identity
+
+
+@pytest.mark.parametrize("kind", ["cross_encoder", "bi_encoder"])
+def test_an_int8_teacher_is_made_from_its_calibration_sample(kind: str, tmp_path: Path) -> None:
+    """Another process gets a few documents as the teacher reads them, and makes the same teacher of them."""
+    (tmp_path / "toy/qrels").mkdir(parents=True)
+    texts = [f"sort list number {number}" for number in range(300)]
+    corpus = [json.dumps({"_id": f"d{n}", "title": "", "text": text}) for n, text in enumerate(texts)]
+    (tmp_path / "toy/corpus.jsonl").write_text("\n".join(corpus))
+    (tmp_path / "toy/queries.jsonl").write_text(json.dumps({"_id": "q0", "text": "sort"}))
+    for split in ("train", "test"):
+        (tmp_path / f"toy/qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1")
+    tower = tiny_sentence_transformer(tmp_path / "transformer")
+    tower.save(str(tmp_path / "bi_encoder"))
+    config = BertConfig.from_pretrained(tmp_path / "transformer", num_labels=1)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "cross_encoder")
+    tower.tokenizer.save_pretrained(tmp_path / "cross_encoder")
+    (tmp_path / "recipe.toml").write_text(
+        f"""
+        data = {{ collection = "{tmp_path / "toy"}" }}
+        student = {{ kind = "dense", model = "{tmp_path / "bi_encoder"}" }}
+        [[teachers]]
+        name = "small"
+        kind = "{kind}"
+        model = "{tmp_path / kind}"
+        engine = "openvino"
+        precision = "int8"
+        render = {{ document_template = "text: {{text}}" }}
+        """
+    )
+    workspace = pipeline.Workspace(tmp_path / "recipe.toml", tmp_path / "work/toy", dry=True)
+    assert workspace.crew("small") is None
+    workspace.processes = 2
+    crew = workspace.crew("small")
+    assert crew is not None
+    sent = pickle.dumps(crew.load)
+    assert sent.count(b"text: sort list number") == 128
+    teacher = pickle.loads(sent)()
+    assert teacher.identity == workspace.teachers["small"].identity
+    assert teacher.identity != replace_documents(crew, texts).identity  # as other texts would have it
+
+
+def replace_documents(crew: Crew, documents: Sequence[str]) -> Teacher:
+    load = cast(partial[Teacher], crew.load)
+    return load.func(load.args[0], collection_of(documents))

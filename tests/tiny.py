@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import string
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
@@ -98,6 +101,17 @@ def tiny_masked_lm(folder: Path, *, layers: int = 2, width: int = 32, seed: int 
             model.cls.predictions.bias.normal_(-1.5, 0.5)
             model.cls.predictions.decoder.bias.copy_(model.cls.predictions.bias)
     model.save_pretrained(folder)
+    return folder
+
+
+def stored_as(folder: Path, source: Path, dtype: torch.dtype) -> Path:
+    """A copy of a model with its weights rounded to halves, and kept in files of `dtype`."""
+    shutil.copytree(source, folder)
+    for path in folder.rglob("*.safetensors"):
+        halves = {name: tensor.half().to(dtype) for name, tensor in load_file(path).items()}
+        save_file(halves, path, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": str(dtype).removeprefix("torch.")}))
     return folder
 
 

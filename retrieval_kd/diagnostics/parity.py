@@ -80,11 +80,9 @@ def _ndcg(
     judged = [place for place, grades in enumerate(queries.qrels if queries else ()) if grades and both[place].any()]
     if queries is None or not judged:
         return None
-    ids, texts = ([one[place] for place in judged] for one in (queries.ids, queries.texts))
-    split = Queries(ids, texts, [queries.qrels[place] for place in judged])
     hits = Hits(np.where(both, rows, -1)[judged], np.where(both, 0, -np.inf)[judged].astype(np.float32))
     first, second = (
-        float(per_query(rerank(hits, one[judged]), split, document_ids, ["nDCG@10"])["nDCG@10"].mean())
+        float(per_query(rerank(hits, one[judged]), queries.take(judged), document_ids, ["nDCG@10"])["nDCG@10"].mean())
         for one in scores
     )
     return first, second

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,21 @@ def agreement_rows(agreements: Sequence[Agreement]) -> list[list[str]]:
     return [
         [" / ".join(one.teachers), f"{one.pairs:,}", f"{one.queries:,}", _number(one.kendall_tau), _share(one.overlap)]
         for one in agreements
+    ]
+
+
+def parity_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The table of two engines: what `Parity.facts` says, a row a measure."""
+    ndcg = found["ndcg"]
+    return [
+        ("pairs, lists", f"{found['pairs']:,}, {found['lists']:,}"),
+        ("answered by one alone", f"{found['unanswered']:,}"),
+        ("spread of the first's scores", f"{found['spread']:.4g}"),
+        ("largest error", f"{found['max_error']:.4g}"),
+        ("mean error", f"{found['mean_error']:.4g}"),
+        ("Kendall's tau, mean of the lists", _tau(found["kendall_tau"])),
+        ("the worst list's", _tau(found["worst_tau"])),
+        ("nDCG@10", f"{ndcg[0]:.4f} -> {ndcg[1]:.4f} ({found['ndcg_change']:+.4f})" if ndcg else "no qrels"),
     ]
 
 
@@ -107,6 +123,10 @@ def plot(
 
 def _share(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.1%}"
+
+
+def _tau(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.4f}"
 
 
 def _number(value: float | None) -> str:

@@ -297,8 +297,6 @@ def _ndcg(
             one = slice(starts[number], starts[number + 1])
             hits.rows[place, : starts[number + 1] - starts[number]] = documents[one]
             hits.scores[place, : starts[number + 1] - starts[number]] = scores[one]
-        some = [int(numbers[number]) for number in chunk]
-        ids = [queries.ids[q] for q in some]
-        chosen = Queries(ids, [queries.texts[q] for q in some], [queries.qrels[q] for q in some])
+        chosen = queries.take([int(numbers[number]) for number in chunk])
         found.append(per_query(hits, chosen, collection.document_ids, [f"nDCG@{TOP}"])[f"nDCG@{TOP}"])
     return np.concatenate(found)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from retrieval_kd.candidates import Candidates, provenance
 from retrieval_kd.layouts import Record, find_writer
+from retrieval_kd.pipeline.scores import short
 from retrieval_kd.pipeline.steps import mine, score_splits
 from retrieval_kd.pipeline.training import stage_trainset
 from retrieval_kd.pipeline.workspace import Workspace
@@ -170,7 +171,7 @@ def _records(
             query=texts[query],
             document_ids=[ids[row] for row in rows],
             documents=[documents[row] for row in rows],
-            scores=None if scores is None else [float(str(score)) for score in scores[place, listed]],
+            scores=None if scores is None else [short(score) for score in scores[place, listed]],
             positive=positives[place, listed].tolist(),
             found_by=[tuple(name for name, hit in zip(data.sources, who, strict=True) if hit) for who in found],
         )

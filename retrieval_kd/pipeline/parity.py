@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from retrieval_kd.candidates import Candidates
 from retrieval_kd.diagnostics.parity import Parity, compare
-from retrieval_kd.pipeline.pricing import load_ready, queries_of
 from retrieval_kd.pipeline.workspace import Split, Workspace
+from retrieval_kd.sample import spread
 from retrieval_kd.scoring import fill_scores
 from retrieval_kd.store.keys import text_keys
 from retrieval_kd.store.lookup import database, find_places, make_table
 from retrieval_kd.store.store import Store, read_all
 from retrieval_kd.tables import did_you_mean
-from retrieval_kd.types import Collection, Hits, InputError, Queries
+from retrieval_kd.types import Collection, Hits, InputError
 
 # Every pair that both stores hold, of two scores the lower, as find_scores gives it.
 SHARED = """
@@ -45,7 +45,7 @@ def check_engines(
     component = workspace.recipe.teachers[names.index(teacher)]
     changed = component.model_copy(update=changes)
     workspace.made(f"candidates/{split}", "mine")
-    one, other = load_ready(workspace, component), load_ready(workspace, changed)
+    one, other = workspace.load_teacher(component), workspace.load_teacher(changed)
     if one.identity == other.identity:
         raise InputError(f"teacher {teacher!r} has {changes} already; give another engine or precision.")
     every = Candidates.load(workspace.folder / "candidates" / split).hits
@@ -55,7 +55,8 @@ def check_engines(
     read = [texts[place] for place in places], workspace.document_texts(component.render)
     first = fill_scores(workspace.store, teacher, one, *read, hits)
     second = fill_scores(workspace.store, "-".join([teacher, *changes.values()]), other, *read, hits)
-    return compare(hits.rows, first, second, _some(queries_of(workspace, side), places), _ids(workspace.collection))
+    queries = workspace.queries(side).take(places)
+    return compare(hits.rows, first, second, queries, list(workspace.collection.document_ids))
 
 
 def _sample(hits: Hits, pairs: int) -> list[int]:
@@ -65,17 +66,7 @@ def _sample(hits: Hits, pairs: int) -> list[int]:
         raise InputError("no query has a candidate, so there is nothing to score.")
     mean = hits.valid.sum() / len(filled)
     count = min(len(filled), int(np.ceil(pairs / mean)))
-    return [int(filled[place]) for place in np.unique(np.linspace(0, len(filled) - 1, count).astype(int))]
-
-
-def _some(queries: Queries, places: list[int]) -> Queries:
-    """The queries at `places`."""
-    qrels = [queries.qrels[place] for place in places] if queries.qrels else []
-    return Queries([queries.ids[place] for place in places], [queries.texts[place] for place in places], qrels)
-
-
-def _ids(collection: Collection) -> list[str]:
-    return list(collection.document_ids)
+    return [int(filled[place]) for place in spread(len(filled), count)]
 
 
 def check_stores(
@@ -120,7 +111,7 @@ def check_stores(
         )
     kept, query_of = np.unique(query_of[inside], return_inverse=True)
     grids = _grids(query_of, rows[inside], columns[2][inside], columns[3][inside])
-    return compare(*grids, _some(queries, kept.tolist()), _ids(collection))
+    return compare(*grids, queries.take(kept.tolist()), list(collection.document_ids))
 
 
 def _grids(

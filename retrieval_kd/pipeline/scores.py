@@ -191,15 +191,15 @@ def _record(source: Source, query: int, rows: list[tuple[Any, ...]], rows_of: di
         query=queries.texts[query],
         document_ids=[collection.document_ids[row] for row in documents],
         documents=[collection.documents[row] for row in documents],
-        scores=[_short(scores[row]) for row in documents] if len(scores) == len(documents) else None,
+        scores=[short(scores[row]) for row in documents] if len(scores) == len(documents) else None,
         positive=None if grades is None else [grades.get(row, 0) > 0 for row in documents],
-        preferences=[(place[first], place[second], _short(p)) for first, second, p in pairs] or None,
+        preferences=[(place[first], place[second], short(p)) for first, second, p in pairs] or None,
         ranking=[place[row] for row in ranking] or None,
         where=f"{source.store.folder}: query {queries.ids[query]}",
     )
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """A float32 as the shortest decimal that means it: 0.1, not 0.10000000149011612."""
     return float(str(np.float32(value)))
 

@@ -25,7 +25,6 @@ from retrieval_kd.query_table import QueryTable, save_table
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
 from retrieval_kd.sparse_towers import encode_sparse
 from retrieval_kd.store.store import Store
-from retrieval_kd.teachers import scored_as
 from retrieval_kd.teachers.bi_encoder import BiEncoder
 from retrieval_kd.trainset import mark_positives
 from retrieval_kd.types import SIDES, Hits, InputError, Queries
@@ -113,7 +112,7 @@ def _run_files(workspace: Workspace, split: Split) -> dict[str, Path]:
 
 def score(workspace: Workspace) -> None:
     """Let every teacher score the candidates that its store lacks, for training and for the test split."""
-    score_splits(workspace, ["test", "train"] if workspace.needs.sources else ["test"])
+    score_splits(workspace, workspace.scored_splits)
 
 
 def score_splits(workspace: Workspace, splits: Sequence[Split]) -> None:
@@ -123,14 +122,12 @@ def score_splits(workspace: Workspace, splits: Sequence[Split]) -> None:
             continue
         manifest = workspace.made(f"candidates/{split}", "mine")
         hits = Candidates.load(workspace.folder / "candidates" / split).hits
-        identities = {name: scored_as(teacher) for name, teacher in workspace.teachers.items()}
 
         def work(folder: Path, split: Split = split, hits: Hits = hits) -> dict[str, Any]:
             grids, asked = score_candidates(workspace, split, hits, folder / "scores.npy")
             return {"teachers": list(workspace.teachers), "pairs": int(hits.valid.sum()) * len(grids), "asked": asked}
 
-        texts = workspace.fingerprint_texts("documents", split, renders=list(workspace.renders.values()))
-        workspace.make(f"scores/{split}", [manifest["key"], identities, texts], work)
+        workspace.make(f"scores/{split}", [manifest["key"], *workspace.scored_by(split)], work)
 
 
 def score_candidates(

@@ -26,7 +26,7 @@ from retrieval_kd.recipe import Live
 from retrieval_kd.scoring import fill_vectors, find_preferences, retrieve
 from retrieval_kd.stages import Stage
 from retrieval_kd.students import load_student
-from retrieval_kd.teachers import load_teacher, scored_as
+from retrieval_kd.teachers import load_teacher
 from retrieval_kd.teachers.bi_encoder import BiEncoder
 from retrieval_kd.train.curate import Curated, curate, in_words, negatives_by_source, target_entropy
 from retrieval_kd.train.loop import average
@@ -235,14 +235,13 @@ def _mined_trainset(workspace: Workspace, number: int, stage: Stage) -> dict[str
         scores, asked = score_candidates(workspace, "train", merged.hits)
         return {**_write_trainset(workspace, folder, merged, [mine.by], scores), "asked": asked}
 
-    inputs = [searcher.identity, mine.model_dump(), *_scored_by(workspace), [sorted(q.items()) for q in queries.qrels]]
+    inputs = [
+        searcher.identity,
+        mine.model_dump(),
+        *workspace.scored_by("train"),
+        [sorted(q.items()) for q in queries.qrels],
+    ]
     return workspace.make(f"mined/{number}", [*inputs, *_trainset_inputs(workspace)], work)
-
-
-def _scored_by(workspace: Workspace) -> list[Any]:
-    """Who scores the training candidates, and what they read."""
-    identities = {name: scored_as(teacher) for name, teacher in workspace.teachers.items()}
-    return [identities, workspace.fingerprint_texts("documents", "train", renders=list(workspace.renders.values()))]
 
 
 def _ranks(found: Hits, positives: Sequence[set[int]], count: int) -> NDArray[np.int64]:

@@ -16,15 +16,17 @@ import torch
 from retrieval_kd import __version__
 from retrieval_kd.checks import check, index_of, terms_beyond_cosine
 from retrieval_kd.data import load_collection
+from retrieval_kd.engines import calibration_rows
 from retrieval_kd.files import atomic, fingerprint, hash_texts, read_json, write_json
 from retrieval_kd.gather import process
 from retrieval_kd.progress import say
 from retrieval_kd.pseudo_queries import make_pseudo_queries
 from retrieval_kd.recipe import Rendering, RunFiles, Source, load_recipe
+from retrieval_kd.recipe import Teacher as TeacherTable
 from retrieval_kd.sparse_towers import load_sparse_towers
 from retrieval_kd.students import begin, begins, begun, load_student
 from retrieval_kd.tables import Component, kind_module, options, parse
-from retrieval_kd.teachers import Embedder, Teacher, load_teacher
+from retrieval_kd.teachers import Embedder, Teacher, load_teacher, scored_as
 from retrieval_kd.towers import Towers, describe
 from retrieval_kd.types import ORIGINAL, Collection, InputError, Queries
 from retrieval_kd.workers import Cluster, Crew
@@ -37,7 +39,7 @@ class Workspace:
 
     The folder holds one sub-folder a stage, each with a `manifest.json` that names the fingerprint
     of all that went into it. The recipe is checked whole when the workspace is made, and saved there unless
-    `dry`.
+    `dry`; then no teacher is trained either.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Workspace:
         dry: bool = False,
     ) -> None:
         self.path = recipe
+        self.dry = dry
         self.recipe = load_recipe(recipe, overrides)
         self.folder = folder or Path("work") / recipe.stem
         self.store = store or self.folder.parent / "store"
@@ -127,6 +130,17 @@ class Workspace:
         """The queries of the split that early stopping goes by."""
         return self.collection.split(str(self._split_names["validation"]))
 
+    def queries(self, split: Split) -> Queries:
+        """The queries of a split: of train, those of `train_queries`."""
+        if split == "train":
+            return self.train_queries
+        return self.test_queries if split == "test" else self.validation_queries
+
+    @property
+    def scored_splits(self) -> list[Split]:
+        """The splits whose candidates the teachers score before training."""
+        return ["test", "train"] if self.needs.sources else ["test"]
+
     @property
     def _split_names(self) -> dict[Split, str | None]:
         """What the recipe's splits are called in the collection."""
@@ -143,7 +157,7 @@ class Workspace:
             queries = self._train_queries
             names = names * self.repeats if len(names) == 1 else names
         else:
-            queries, names = self.test_queries if split == "test" else self.validation_queries, names[:1]
+            queries, names = self.queries(split), names[:1]
         named = self._split_names[split] or ""
         texts = {name: self.collection.query_texts(queries, name.replace("{split}", named)) for name in names}
         return _fill(render.query_template, [text for name in names for text in texts[name]])
@@ -179,6 +193,15 @@ class Workspace:
             for teacher in self.recipe.teachers
         }
 
+    def load_teacher(self, teacher: TeacherTable) -> Teacher:
+        """The teacher of a table, which is the recipe's own or a changed one."""
+        return load_teacher(self._component(teacher), self.read_by(teacher.render))
+
+    def scored_by(self, split: Split) -> list[Any]:
+        """Who scores the candidates of a split, and what they read."""
+        identities = {name: scored_as(teacher) for name, teacher in self.teachers.items()}
+        return [identities, self.fingerprint_texts("documents", split, renders=list(self.renders.values()))]
+
     @cached_property
     def _components(self) -> dict[str, Component]:
         """What loads each teacher, by its name."""
@@ -188,12 +211,11 @@ class Workspace:
         """The other processes that the teacher `name` is asked in, if there are to be any."""
         if self.cluster is None and (self.processes or 1) == 1:
             return None
-        component = self._components[name]
-        if getattr(component, "precision", None) == "int8":  # calibrated on documents
-            collection = self.read_by(self.renders[name])
-        else:  # a teacher that needs more is asked in this process
-            collection = Collection(self.collection.name, [], [], {})
-        return Crew(partial(load_teacher, component, collection), self.processes, self.cluster)
+        # What an int8 model is calibrated on; a teacher that needs more is asked in this process.
+        ids, texts = self.collection.document_ids, self.document_texts(self.renders[name])
+        rows = calibration_rows(len(texts))
+        sample = Collection(self.collection.name, [ids[row] for row in rows], [texts[row] for row in rows], {})
+        return Crew(partial(load_teacher, self._components[name], sample), self.processes, self.cluster)
 
     @property
     def renders(self) -> dict[str, Rendering]:
@@ -345,19 +367,24 @@ class Workspace:
         manifest: dict[str, Any] = read_json(path)
         return manifest
 
-    def _component(self, teacher: Any) -> Component:
+    def _component(self, teacher: TeacherTable) -> Component:
         if teacher.trained_by is None:
             return Component(kind=teacher.kind, **teacher.options)
         from retrieval_kd import pipeline
 
         path = self.path.parent / teacher.trained_by
+        folder = self.folder.parent / path.stem
+        if self.dry:
+            if not (folder / "student").is_dir():
+                raise InputError(f"teacher {teacher.name!r} is trained by {path}; run `rkd run {path}` first.")
+            return with_model(teacher, str(folder / "student"))
         say(f"teacher {teacher.name}: trained by {path}")
-        other = Workspace(path, self.folder.parent / path.stem, self.store)
+        other = Workspace(path, folder, self.store)
         for stage in (pipeline.mine, pipeline.score, pipeline.train):  # no-ops when nothing changed
             stage(other)
         if not (other.folder / "report" / "report.json").exists():
             pipeline.run(other)
-        return with_model(teacher, str(other.folder / "student"))
+        return with_model(teacher, str(folder / "student"))
 
 
 def with_model(component: Component, model: str) -> Component:

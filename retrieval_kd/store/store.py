@@ -63,7 +63,19 @@ class Store:
         """
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise InputError(f"teacher name {name!r} names a folder; use letters, digits, '_', '.' and '-' only.")
-        who: dict[str, Any] = json.loads(json.dumps(dict(identity)))  # as it will be read back: lists for tuples
+        found = cls.find(root, identity)
+        if found is not None:
+            return found
+        who = _read_back(identity)
+        mark = fingerprint(who)
+        folder = root / f"{name}-{mark[:8]}"
+        write_json(folder / "teacher.json", {"name": name, "fingerprint": mark, "identity": who})
+        return cls(folder, who)
+
+    @classmethod
+    def find(cls, root: Path, identity: Mapping[str, Any]) -> Store | None:
+        """The store of the teacher that `identity` describes, under `root`; unlike `open` it makes none."""
+        who = _read_back(identity)
         mark = fingerprint(who)
         known = [folder for folder in sorted(root.glob(f"*-{mark[:8]}")) if _holds(folder, mark, who)]
         if len(known) > 1:
@@ -71,11 +83,7 @@ class Store:
                 f"{known[0]} and {known[1]} hold the same teacher; move the parts and ledger lines of one "
                 "into the other (part names never clash) and delete its folder."
             )
-        if known:
-            return cls(known[0], who)
-        folder = root / f"{name}-{mark[:8]}"
-        write_json(folder / "teacher.json", {"name": name, "fingerprint": mark, "identity": who})
-        return cls(folder, who)
+        return cls(known[0], who) if known else None
 
     def find_scores(self, query_keys: Keys, document_keys: Keys) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The scores of pairs, and which of them are known. Pairs may repeat.
@@ -247,6 +255,12 @@ def read_all(stores: Sequence[Store], kind: Kind, read: Callable[[list[list[Path
         except (InputError, OSError, duckdb.Error):
             if all(path.exists() for some in parts for path in some):
                 raise
+
+
+def _read_back(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as it will be read back: lists for tuples."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(identity)))
+    return found
 
 
 def _holds(folder: Path, mark: str, identity: dict[str, Any]) -> bool:

@@ -94,5 +94,5 @@ def load(options: Options) -> CrossEncoderStudent:
     folder = locate_model(options.model, options.revision)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.model_max_length = options.max_length
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     return CrossEncoderStudent(model, tokenizer, options.max_length)

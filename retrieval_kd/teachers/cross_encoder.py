@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ from retrieval_kd.engines import (
     engine_identity,
 )
 from retrieval_kd.first_token import trim_last_layer
+from retrieval_kd.gather import batches
 from retrieval_kd.tables import Positive, Table
 from retrieval_kd.towers import autocast
 from retrieval_kd.types import Collection, InputError
@@ -69,7 +70,7 @@ class CrossEncoder:
     def _loaded(self) -> tuple[Any, str]:
         """The model, and the hash of its weights."""
         folder = locate_model(self.options.model, self.options.revision)
-        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
         if model.config.num_labels not in (1, 2):
             raise InputError(
                 f"model {self.options.model!r} has {model.config.num_labels} classes; a cross-encoder teacher "
@@ -101,7 +102,7 @@ class CrossEncoder:
         """Raw logits of pairs, batched by length so that little is padding."""
         tokens = self._tokenize(queries, documents)
         scores = np.empty(len(queries), np.float32)
-        for places in self._batches([len(ids) for ids in tokens["input_ids"]]):
+        for places in batches([len(ids) for ids in tokens["input_ids"]], self._batch_tokens):
             logits = self._forward(self._pad(tokens, places))
             scores[places] = logits[:, -1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
         return scores
@@ -116,15 +117,6 @@ class CrossEncoder:
     def _pad(self, tokens: dict[str, list[list[int]]], places: Iterable[int]) -> dict[str, Tensor]:
         batch = {name: [lists[place] for place in places] for name, lists in tokens.items()}
         return dict(self._tokenizer.pad(batch, return_tensors="pt"))
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:
-        """Places of pairs that go together, longest first."""
-        order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
-        start = 0
-        while start < len(order):
-            places = order[start : start + max(1, self._batch_tokens // lengths[order[start]])]
-            yield places
-            start += len(places)
 
     @cached_property
     def _forward(self) -> Forward:

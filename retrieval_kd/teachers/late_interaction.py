@@ -43,6 +43,20 @@ class LateInteraction:
     def render(self, texts: Sequence[str], side: Side) -> list[str]:
         return [self.model.prompts[side] + text for text in texts]
 
+    def count_tokens(self, queries: Sequence[str], documents: Sequence[str]) -> int:
+        first, count = self.model[0], 0
+        sides = ((queries, first.query_length, first.query_expansion), (documents, first.document_length, None))
+        for texts, limit, expansion in sides:
+            distinct = list(dict.fromkeys(texts))
+            if not distinct:
+                continue
+            least = int(expansion["length"]) if expansion else 0  # they are filled up
+            if expansion and (limit or expansion["strategy"] == "fixed"):
+                limit = max(limit or 0, least) if expansion["strategy"] == "min" else least
+            tokens = first.tokenizer(distinct, truncation=True, max_length=limit or first.max_seq_length)
+            count += sum(max(least, len(ids)) for ids in tokens["input_ids"])
+        return count
+
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> NDArray[np.float32]:
         """Scores of pairs; every distinct text is encoded once."""
         query_vectors = self._encode(queries, "query")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import CrossEncoder
-from tiny import WORDS, collection_of, tiny_sentence_transformer
+from tiny import WORDS, collection_of, stored_as, tiny_sentence_transformer
 from transformers import BertConfig, BertForSequenceClassification
 
 from retrieval_kd.students import Batch, load_student
@@ -91,3 +91,8 @@ def test_a_head_is_drawn_with_the_seed_where_there_is_none(tmp_path: Path) -> No
     assert heads[0].shape == (1, 32)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+
+
+def test_weights_kept_as_halves_are_trained_in_fp32(model: str, tmp_path: Path) -> None:
+    student = load(str(stored_as(tmp_path / "half", Path(model), torch.float16)))
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SparseEncoder
-from tiny import WORDS, tiny_masked_lm, tiny_sentence_transformer
+from tiny import WORDS, stored_as, tiny_masked_lm, tiny_sentence_transformer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from retrieval_kd import gather
@@ -266,6 +267,13 @@ def test_a_frozen_tower_does_not_learn(models: dict[str, str]) -> None:
 def test_without_documents(models: dict[str, str]) -> None:
     found = outputs(make(models), QUERIES, [])
     assert (found.scores.shape, found.documents.shape[0] if found.documents is not None else None) == ((6, 0), 0)
+
+
+def test_a_lexical_start_reads_halves_in_fp32(models: dict[str, str], tmp_path: Path) -> None:
+    half = stored_as(tmp_path / "half", Path(models["plain"]), torch.float16)
+    splade.begin(splade.Options(model=str(half), start="lexical"), DOCUMENTS, tmp_path / "begun")
+    weights = [load_file(path) for path in (tmp_path / "begun").rglob("*.safetensors")]
+    assert {tensor.dtype for part in weights for tensor in part.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("layers", [[], [0]])

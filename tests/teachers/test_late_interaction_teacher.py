@@ -89,3 +89,28 @@ def test_what_was_not_trained_for_it_is_refused(tmp_path: Path) -> None:
     for name in ("t", "model"):
         with pytest.raises(InputError, match="was not trained for late interaction"):
             load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("expansion", "query_length", "expected"),
+    [
+        ("fixed", None, 3 * 6),  # shorter ones filled up, longer ones cut
+        ("min", None, 6 + 6 + 9),
+        ("min", 8, 6 + 6 + 8),
+        ("min", 5, 6 + 6 + 6),  # the expansion's length before the query's
+        (None, 8, 5 + 3 + 8),
+    ],
+)
+def test_tokens_of_expanded_queries(
+    expansion: str | None, query_length: int | None, expected: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries of 5, 3 and 9 tokens, [CLS] and [SEP] among them, expanded to 6; a document may be one of them."""
+    teacher = load(folder, query_prompt="", document_prompt="")
+    first = teacher.model[0]
+    first.query_expansion = expansion and {"strategy": expansion, "length": 6, "attend": True}
+    first.query_length = query_length
+    queries = ["sort a list", "read", "open the file to read a line"]
+    assert teacher.count_tokens(queries, []) == expected
+    assert teacher.count_tokens(queries, queries) == expected + 5 + 3 + 9
+    features = [first.preprocess([query], task="query") for query in queries]
+    assert sum(int(one["attention_mask"].sum()) for one in features) == expected

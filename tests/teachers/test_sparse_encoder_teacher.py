@@ -119,3 +119,15 @@ def test_tokens_are_counted_once_a_text(folders: dict[str, Path]) -> None:
     tokenizer = teacher.towers.model.tokenizer
     expected = sum(len(tokenizer(text)["input_ids"]) for text in ("read", "set", "lock"))
     assert teacher.count_tokens(["read", "read"], ["set", "lock"]) == expected
+
+
+def test_a_table_reads_no_special_tokens(folders: dict[str, Path]) -> None:
+    teacher = load(folders["asymmetric"])
+    assert teacher.count_tokens(["sort list", "read"], []) == 3
+    assert teacher.count_tokens([], ["sort list"]) == 4
+    assert teacher.count_tokens([], []) == 0
+
+
+def test_no_pair_has_no_score(folders: dict[str, Path]) -> None:
+    scores = load(folders["plain"]).score([], [])
+    assert (scores.shape, scores.dtype) == ((0,), np.float32)

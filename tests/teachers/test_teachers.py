@@ -14,7 +14,7 @@ import pytest
 import sentence_transformers
 import torch
 from fake_endpoint import FakeEndpoint, Reply, ok, serve
-from tiny import WORDS, collection_of, tiny_masked_lm, tiny_sentence_transformer
+from tiny import WORDS, collection_of, stored_as, tiny_masked_lm, tiny_sentence_transformer
 from tiny_lm import save_tiny_lm
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -25,6 +25,7 @@ from retrieval_kd.teachers import (
     Embedder,
     ListJudge,
     PairJudge,
+    Reader,
     Retriever,
     Teacher,
     bi_encoder,
@@ -156,6 +157,58 @@ def test_contract(kind: str, load: Load) -> None:
             np.testing.assert_array_equal(found, -np.sort(-found))
             scores = teacher.score([query] * len(rows), [DOCUMENTS[row] for row in rows])
             np.testing.assert_allclose(scores, found, rtol=0 if kind == "bm25" else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "once"),
+    [
+        ("bi_encoder", True),
+        ("cross_encoder", False),
+        ("late_interaction", True),
+        ("pair_head", True),
+        ("sparse_encoder", True),
+    ],
+)
+def test_readers_count_the_tokens_that_they_feed_their_model(
+    kind: str, once: bool, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes through the embedding of tokens, padding apart; encoders read equal texts once."""
+    teacher: Any = load(kind)
+    left, right = teacher.render(QUERIES[:2] + QUERIES[:1], "query"), teacher.render(DOCUMENTS[:3], "document")
+    seen: list[int] = []
+    forward = torch.nn.Embedding.forward
+
+    def watch(self: Any, ids: torch.Tensor) -> torch.Tensor:
+        if self.padding_idx is not None and self.num_embeddings > 48:  # the words, not positions or types
+            seen.append(int((ids != self.padding_idx).sum()))
+        return forward(self, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", watch)
+    assert isinstance(teacher, Reader)
+    count = teacher.count_tokens(left, right)
+    assert seen == []
+    teacher.score(left, right)
+    assert sum(seen) == count > 0
+    assert (teacher.count_tokens(left + left, right + right) == count) == once
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [("bi_encoder", "tower"), ("cross_encoder", "one"), ("late_interaction", "colbert"), ("sparse_encoder", "splade")],
+)
+def test_fp32_is_fp32_for_halves_too(kind: str, model: str, models: dict[str, Path], tmp_path: Path) -> None:
+    """transformers loads weights as they are kept; products are computed in the precision that is asked for."""
+    scores = []
+    for dtype in (torch.float16, torch.float32):
+        folder = stored_as(tmp_path / str(dtype), models[model], dtype)
+        teacher: Any = load_teacher(Component(kind=kind, model=str(folder)), collection_of(DOCUMENTS))
+        scores.append(teacher.score(LEFT, RIGHT))
+        if kind == "cross_encoder":
+            network = teacher._loaded[0]
+        else:
+            network = teacher.model if kind == "late_interaction" else teacher.towers.model
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    np.testing.assert_allclose(*scores, rtol=1e-5)  # halves are off by a thousandth
 
 
 @pytest.mark.parametrize(
