@@ -133,8 +133,10 @@ def test_another_index_is_searched_anew(place: Path) -> None:
 
 def test_another_index_of_a_dense_student_is_searched_and_measured_anew(place: Path) -> None:
     """The exported forms too, whose quality is that of a search in the index."""
-    path, keys = workspace_of(place, "dense", "dense", "plain").path, []
-    changes = ["stages.0.regularizers=[]", 'export.forms=["fp32"]']
+    path, keys = place / "dense.toml", []
+    student = {"data": place / "toy", "kind": "dense", "model": place / "plain", "student": "", "regularizer": ""}
+    path.write_text(RECIPE.format(**student).replace('[index]\nkind = "impact"\nweights = "float32"\n', ""))
+    changes = ['export.forms=["fp32"]']
     for factory in ("Flat", "HNSW8"):
         index = f'index={{kind="faiss", factory="{factory}"}}'
         workspace = Workspace(path, place / "work/dense", place / "store", [*changes, index])

@@ -79,12 +79,13 @@ class SparseEncoder:
     def _documents(self) -> Any:
         """All documents of the collection by term: (V, N), so that a query walks the lists of its own terms alone."""
         texts = self.render(self.collection.documents, "document")
-        with progress("encode documents", len(texts)) as advance:
-            return self._encode(texts, "document", advance).T.tocsr()
+        with progress("encode documents", len(set(texts))) as advance:
+            return self._encode_once(texts, "document", advance).T.tocsr()
 
-    def _encode_once(self, texts: Sequence[str], side: Side) -> Any:
+    def _encode_once(self, texts: Sequence[str], side: Side, advance: Callable[[int], object] = int) -> Any:
+        """As `_encode`; a text that comes twice has one vector, whoever it is batched with, so that its scores tie."""
         distinct, places = np.unique(np.array(texts, object), return_inverse=True)
-        return self._encode(distinct.tolist(), side)[places]
+        return self._encode(distinct.tolist(), side, advance)[places]
 
     def _encode(self, texts: Sequence[str], side: Side, advance: Callable[[int], object] = int) -> Any:
         """Vectors (n, V) of texts: csr_array float64, so that sums do not depend on who is summed with whom.
