@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from retrieval_kd.forms import parse_form
 from retrieval_kd.losses import Loss, check_options, find_loss
 from retrieval_kd.recipe import Recipe, Rendering
 from retrieval_kd.regularizers import find_regularizer
@@ -85,6 +86,7 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
     if recipe.student.options.get("normalize") is True and (beyond := terms_beyond_cosine(recipe)):
         raise InputError(beyond[0])
     index_of(recipe)
+    _check_export(recipe)
     return read, warnings
 
 
@@ -107,6 +109,17 @@ def index_of(recipe: Recipe) -> Component | None:
             f"{recipe.student.kind} student are; set index.kind = {_INDEX[student.VECTORS]!r}, or leave [index] out."
         )
     return index
+
+
+def _check_export(recipe: Recipe) -> None:
+    """Refuse forms that a student has not, and those that lack a package, before it is trained."""
+    student = kind_module("students", recipe.student.kind)
+    for form in map(parse_form, recipe.export.forms if student.SEARCHES else ()):
+        form.check_installed()
+        if student.VECTORS == "sparse" and (form.width or form.binary):
+            raise InputError(
+                f"export.forms: {form.name!r} cuts dense vectors; those of a {recipe.student.kind} student are sparse."
+            )
 
 
 _INDEX = {"dense": "faiss", "sparse": "impact"}

@@ -65,7 +65,8 @@ def test_manifest(exported: Path, student: SentenceTransformer) -> None:
         folder = exported / form
         assert {path.name for path in folder.iterdir()} == {"model.onnx", "tokenizer.json", "encoder.json"}
         manifest = json.loads((folder / "encoder.json").read_text())
-        assert manifest["form"] == form
+        assert (manifest["form"], manifest["runtime"], manifest["precision"]) == (form, "onnx", form)
+        assert (manifest["vectors"], manifest["widths"]) == ("dense", [])
         assert manifest["dimension"] == 32
         assert manifest["max_length"] == MAX_LENGTH
         assert manifest["identity"] == manifest["document_identity"] == {"student": "tiny"}
@@ -118,7 +119,7 @@ class ForgetfulPooling(Pooling):
 
 
 @pytest.mark.parametrize("form", ["fp32", "int8"])
-def test_gate_refuses_a_graph_that_ignores_the_mask(tmp_path: Path, form: export.Form) -> None:
+def test_gate_refuses_a_graph_that_ignores_the_mask(tmp_path: Path, form: str) -> None:
     student = tiny_sentence_transformer(tmp_path / "student", layers=1)
     modules = [student[0], ForgetfulPooling(32, "mean"), student[2]]
     with pytest.raises(InputError, match=r"differs from torch by .* in a coordinate and 1.00e-04 is allowed"):
