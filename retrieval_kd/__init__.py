@@ -9,7 +9,7 @@ from retrieval_kd.types import Collection, Hits, InputError, Queries
 
 if TYPE_CHECKING:
     from retrieval_kd.data import load_collection
-    from retrieval_kd.encoder import Encoder
+    from retrieval_kd.encoder import Encoder, check_index
     from retrieval_kd.index import open_index
     from retrieval_kd.pipeline import Workspace, run
 
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Encoder": "encoder",
     "Workspace": "pipeline",
+    "check_index": "encoder",
     "load_collection": "data",
     "open_index": "index",
     "run": "pipeline",
@@ -30,6 +31,7 @@ __all__ = [
     "InputError",
     "Queries",
     "Workspace",
+    "check_index",
     "load_collection",
     "open_index",
     "run",

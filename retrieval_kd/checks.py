@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from retrieval_kd.forms import parse_form
 from retrieval_kd.losses import Loss, check_options, find_loss
 from retrieval_kd.recipe import Recipe, Rendering
 from retrieval_kd.regularizers import find_regularizer
@@ -84,7 +85,7 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
                 )
     if recipe.student.options.get("normalize") is True and (beyond := terms_beyond_cosine(recipe)):
         raise InputError(beyond[0])
-    index_of(recipe)
+    _check_export(recipe, index_of(recipe))
     return read, warnings
 
 
@@ -107,6 +108,22 @@ def index_of(recipe: Recipe) -> Component | None:
             f"{recipe.student.kind} student are; set index.kind = {_INDEX[student.VECTORS]!r}, or leave [index] out."
         )
     return index
+
+
+def _check_export(recipe: Recipe, index: Component | None) -> None:
+    """Refuse forms that a student or its index has not, and those that lack a package, before it is trained."""
+    student = kind_module("students", recipe.student.kind)
+    for form in map(parse_form, recipe.export.forms if index else ()):
+        form.check_installed()
+        if student.VECTORS == "sparse" and (form.width or form.binary):
+            raise InputError(
+                f"export.forms: {form.name!r} cuts dense vectors; those of a {recipe.student.kind} student are sparse."
+            )
+        if index and form.binary and "binary" not in kind_module("index", index.kind).VECTORS:
+            raise InputError(
+                f"export.forms: {form.name!r} leaves signs, which index kind {index.kind!r} does not take; set "
+                "index.kind = 'faiss', or leave the form out."
+            )
 
 
 _INDEX = {"dense": "faiss", "sparse": "impact"}

@@ -229,7 +229,7 @@ def demo(
 @app.command()
 def serve(
     folder: Annotated[Path, typer.Argument(help="The folder of a run (work/RECIPE).", show_default=False)],
-    form: Annotated[str, typer.Option(help="Which exported form: int8 or fp32.")] = "int8",
+    form: Annotated[str, typer.Option(help="Which exported form: int8, fp32, openvino-int8 ...")] = "int8",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     quiet: Quiet = False,
@@ -242,12 +242,16 @@ def serve(
     """
     console.quiet = quiet
     from retrieval_kd import server
+    from retrieval_kd.forms import parse_form
 
-    encoder = folder / "served" / form
-    for part in (encoder, folder / "index" / "index"):
+    try:
+        encoder, index = folder / "served" / form, folder / "index" / parse_form(form).index
+    except ValueError as error:
+        raise InputError(f"--form: {error}.") from None
+    for part in (encoder, index):
         if not part.is_dir():
             raise InputError(f"{part} does not exist; give the folder of a finished run, and an exported form.")
-    server.serve(encoder, folder / "index" / "index", folder / "index" / "documents.jsonl", host, port, folder.name)
+    server.serve(encoder, index, folder / "index" / "documents.jsonl", host, port, folder.name)
     print_json(json_, {"served": str(encoder)})
 
 

@@ -1,12 +1,12 @@
-"""Served encoders: text to vectors with numpy, tokenizers and onnxruntime, without torch.
+"""Served encoders: text to vectors with numpy, tokenizers and onnxruntime or OpenVINO, without torch.
 
-A folder holds `model.onnx` (one graph from token ids to vectors, pooling and normalisation
-inside), `tokenizer.json` (truncation inside) and `encoder.json`, the manifest that `export` wrote.
+A folder holds one graph from token ids to vectors, pooling, head and normalisation inside (`model.onnx`, or
+`model.xml` and `model.bin`), `tokenizer.json` (truncation inside) and `encoder.json`, the manifest that `export` wrote.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,23 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from retrieval_kd.extras import missing_extra
 from retrieval_kd.files import read_json, sha256
 from retrieval_kd.types import InputError
 
-FORMAT = 1
-GRAPH, TOKENIZER, MANIFEST = "model.onnx", "tokenizer.json", "encoder.json"
+FORMAT = 2
+GRAPH, OPENVINO_GRAPH, OPENVINO_WEIGHTS = "model.onnx", "model.xml", "model.bin"
+TOKENIZER, MANIFEST = "tokenizer.json", "encoder.json"
 _CHUNK = 2048  # texts tokenised at once, and sorted by length among themselves
-# An int8 graph scales activations by their largest value in the batch, so that a text's vector would
-# depend on its neighbours; one by one it does not, and on a CPU that costs no time.
-_BATCH = {"fp32": 32, "int8": 1}
+
+# (input_ids, attention_mask), both (B, L) int64, to what the graph gives, (B, D) or (B, V) float32
+Session = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 
 
 class Encoder:
-    """One tower of a student; `manifest` says which, and what it was checked against."""
+    """One tower of a student; `manifest` says which, in which form, and what it was checked against."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, tokenizer: Tokenizer, manifest: dict[str, Any]) -> None:
+    def __init__(self, session: Session, tokenizer: Tokenizer, manifest: dict[str, Any]) -> None:
         self.manifest = manifest
         self.dimension: int = manifest["dimension"]
         self._session = session
@@ -39,58 +41,71 @@ class Encoder:
     def load(cls, folder: Path, threads: int = 1) -> Encoder:
         """Open an exported folder; `threads` are those of one matrix product.
 
-        Raises InputError if the folder is not an encoder, is of an unknown format, or holds files
-        other than those that were checked when it was exported.
+        Raises InputError if the folder is not an encoder, is of an unknown format, holds files other than those that
+        were checked when it was exported, or is of a form that this machine cannot run.
         """
-        if not (folder / MANIFEST).is_file():
-            raise InputError(f"{folder} is not an exported encoder: it has no {MANIFEST}; make one with `rkd export`.")
-        manifest = read_json(folder / MANIFEST)
-        version = manifest.get("format") if isinstance(manifest, dict) else None
-        if version != FORMAT:
-            raise InputError(
-                f"{folder / MANIFEST}: format {version!r} is unknown, this version reads {FORMAT}; export it again."
-            )
-        for name in (GRAPH, TOKENIZER):
-            if not (folder / name).is_file():
-                raise InputError(f"{folder} has no {name}; export it again.")
-            if sha256(folder / name) != manifest["fingerprints"][name]:
-                raise InputError(f"{folder / name} is not the file that was exported with {MANIFEST}; export it again.")
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        settings.inter_op_num_threads = 1
-        settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        settings.log_severity_level = 3  # errors
-        session = onnxruntime.InferenceSession(str(folder / GRAPH), settings, providers=["CPUExecutionProvider"])
+        manifest = _read_manifest(folder)
+        match manifest["runtime"]:
+            case "onnx":
+                session = _open_onnx(folder, threads)
+            case "openvino":
+                session = _open_openvino(folder, manifest["precision"], threads)
+            case other:
+                raise InputError(f"{folder / MANIFEST}: runtime {other!r} is unknown; export it again.")
         return cls(session, Tokenizer.from_file(str(folder / TOKENIZER)), manifest)
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str]) -> Any:
         """The vectors of `texts`, in their order; the prompt is put before each.
 
-        Shapes: (n, D).
+        Shapes: (n, D) float32; of a sparse student scipy.sparse.csr_array (n, V) float32; of a binary form
+        (n, D / 8) uint8, the signs of eight coordinates a byte.
         """
+        if self.manifest["vectors"] == "sparse":
+            return self._encode_sparse(texts)
+        if self.manifest["vectors"] == "binary":
+            packed = np.empty((len(texts), self.dimension // 8), np.uint8)
+            for places, batch in self._batches(texts):
+                packed[places] = np.packbits(batch > 0, axis=1)
+            return packed
         vectors = np.empty((len(texts), self.dimension), np.float32)
-        size = _BATCH[self.manifest["form"]]
-        for start in range(0, len(texts), _CHUNK):
-            token_ids = self._tokenize(texts[start : start + _CHUNK])
-            order = sorted(range(len(token_ids)), key=lambda place: len(token_ids[place]))
-            for first in range(0, len(order), size):
-                places = order[first : first + size]
-                batch = self._run([token_ids[place] for place in places])
-                vectors[[start + place for place in places]] = batch
+        for places, batch in self._batches(texts):
+            vectors[places] = batch
         return vectors
+
+    def _encode_sparse(self, texts: Sequence[str]) -> Any:
+        try:
+            import scipy.sparse
+        except ModuleNotFoundError as error:
+            raise missing_extra(error) from error
+        found, order = [scipy.sparse.csr_array((0, self.dimension), dtype=np.float32)], []
+        for places, batch in self._batches(texts):
+            found.append(scipy.sparse.csr_array(batch))
+            order += places
+        return scipy.sparse.vstack(found, format="csr")[np.argsort(order)]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens that the graph reads of each text: prompt and special tokens included, after truncation."""
-        return [len(token_ids) for token_ids in self._tokenize(texts)]
+        return [len(token_ids) for token_ids in self.tokenize(texts)]
 
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids that the graph reads of each text, after the prompt is put before it and what is too long cut."""
         if isinstance(texts, str):
             raise InputError("encode takes a list of texts, not a single one; put it in a list.")
         prompt = self.manifest["prompt"]
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast([prompt + text for text in texts])]
 
+    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """What the graph gives of texts of similar length, (B, D), and their places."""
+        size = self.manifest["batch_size"]
+        for start in range(0, len(texts), _CHUNK):
+            token_ids = self.tokenize(texts[start : start + _CHUNK])
+            order = sorted(range(len(token_ids)), key=lambda place: len(token_ids[place]))
+            for first in range(0, len(order), size):
+                places = order[first : first + size]
+                yield [start + place for place in places], self._run([token_ids[place] for place in places])
+
     def _run(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """The vectors (B, D) of one batch."""
+        """What the graph gives of one batch, (B, D) or (B, V)."""
         longest = max(map(len, token_ids))
         input_ids = np.full((len(token_ids), longest), self.manifest["pad_id"], np.int64)  # (B, L)
         attention_mask = np.zeros_like(input_ids)
@@ -98,5 +113,80 @@ class Encoder:
             used = slice(longest - len(ids), None) if self.manifest["padding_side"] == "left" else slice(len(ids))
             input_ids[row, used] = ids
             attention_mask[row, used] = 1
-        (vectors,) = self._session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})
+        return self._session(input_ids, attention_mask)
+
+
+def check_index(encoder: Mapping[str, Any], index: Mapping[str, Any]) -> None:
+    """Refuse an index whose vectors another document tower made than the encoder was trained with.
+
+    Both are manifests, `Encoder.manifest` and `Index.manifest`. Raises InputError that says in what they differ.
+    """
+    wanted, found = encoder["document_identity"], index["identity"]
+    if found != wanted:
+        keys = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
+        raise InputError(
+            "the index was made by another document tower than the one this encoder was trained with: "
+            f"they differ in {', '.join(keys)}. Index the documents with this student, or take the encoder "
+            "that belongs to the index."
+        )
+    if index["dimension"] != encoder["dimension"]:
+        raise InputError(
+            f"the index has vectors of width {index['dimension']} and the encoder gives {encoder['dimension']}."
+        )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, whose files are there and unchanged."""
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} is not an exported encoder: it has no {MANIFEST}; make one with `rkd export`.")
+    manifest = read_json(folder / MANIFEST)
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != FORMAT:
+        raise InputError(
+            f"{folder / MANIFEST}: format {version!r} is unknown, this version reads {FORMAT}; export it again."
+        )
+    for name, digest in manifest["fingerprints"].items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} has no {name}; export it again.")
+        if sha256(folder / name) != digest:
+            raise InputError(f"{folder / name} is not the file that was exported with {MANIFEST}; export it again.")
+    return dict(manifest)
+
+
+def _open_onnx(folder: Path, threads: int) -> Session:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    settings.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(folder / GRAPH), settings, providers=["CPUExecutionProvider"])
+
+    def run(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        (vectors,) = session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})
         return np.asarray(vectors, np.float32)
+
+    return run
+
+
+def _open_openvino(folder: Path, precision: str, threads: int) -> Session:
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+    core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise InputError(f"{folder}: this processor has no bf16; serve the form openvino-fp32 or openvino-int8.")
+    settings = {
+        # Said aloud: by itself OpenVINO takes bf16 where a processor has it, and vectors would depend on the machine.
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(str(folder / OPENVINO_GRAPH), "CPU", settings)
+
+    def run(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = compiled({"input_ids": input_ids, "attention_mask": attention_mask})
+        return np.array(found[0], np.float32)
+
+    return run

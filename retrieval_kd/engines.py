@@ -108,7 +108,8 @@ def compile_module(
     if precision == "fp32":
         return exact
     if precision == "int8":
-        graph = _quantize(graph, calibration)
+        samples = [{name: tensor.numpy() for name, tensor in features.items()} for features in calibration]
+        graph = quantize_graph(graph, samples)
     return _compile(graph, "bf16" if _has_bf16() else "f32")
 
 
@@ -158,16 +159,20 @@ def _check(module: nn.Module, forward: Forward, example: Features) -> None:
             )
 
 
-def _quantize(graph: Any, calibration: Sequence[Features]) -> Any:
-    """The graph with 8-bit weights and activations in its matrix products.
+def quantize_graph(graph: Any, samples: Sequence[dict[str, NDArray[Any]]], portable: bool = False) -> Any:
+    """The OpenVINO graph with 8-bit weights and activations in its matrix products; `samples` are inputs by name.
 
     Three kinds stay as they are: tables of embeddings; products of one vector a text (pooler, classifier), on which
-    little is spent and all of the answer hangs; and those whose input has outliers (OUTLIERS).
+    little is spent and all of the answer hangs; and those whose input has outliers (OUTLIERS). A `portable` graph has
+    weights of 7 bits, with which processors without VNNI instructions do not overflow.
     """
     import nncf
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        OverflowFix,
+    )
 
-    samples = [{name: tensor.numpy() for name, tensor in features.items()} for features in calibration]
     nodes = graph.get_ordered_ops()
     kept = [node for node in nodes if node.get_type_name() == "Gather"]
     products = [node for node in nodes if node.get_type_name() == "MatMul"]
@@ -182,7 +187,8 @@ def _quantize(graph: Any, calibration: Sequence[Features]) -> Any:
             subset_size=len(samples),
             ignored_scope=nncf.IgnoredScope(names=sorted({node.get_friendly_name() for node in kept})),
             advanced_parameters=AdvancedQuantizationParameters(
-                smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=SMOOTHING)
+                overflow_fix=OverflowFix.ENABLE if portable else None,
+                smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=SMOOTHING),
             ),
         )
 

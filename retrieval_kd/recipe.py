@@ -5,10 +5,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
+from retrieval_kd.forms import parse_form
 from retrieval_kd.methods import apply_method, expand_teachers
 from retrieval_kd.stages import Stage, Training
 from retrieval_kd.tables import Component, Name, Positive, Precision, Table, did_you_mean, parse
@@ -175,12 +176,31 @@ class Evaluation(Table):
     shares: tuple[float, ...] = ()  # of the teachers in the fused row, where no term fuses them; none given: equal
 
 
-class Export(Table):
-    """The forms of the student that are exported and measured."""
+def _is_form(name: str) -> str:
+    parse_form(name)
+    return name
 
-    forms: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+
+class Export(Table):
+    """The forms of the student that are exported and measured.
+
+    A form is `[openvino-]PRECISION[-WIDTH][-binary]`: "fp32", "int8" and "int8-static" run on onnxruntime, and
+    "openvino-fp32", "openvino-bf16" and "openvino-int8" on OpenVINO; "int8-128" keeps 128 coordinates (Matryoshka), and
+    "int8-binary" the signs alone. Documents are cut alike, in an index of their own.
+    """
+
+    forms: tuple[Annotated[str, AfterValidator(_is_form)], ...] = ("fp32", "int8")
     vector_tolerance: float = 1e-4  # fp32 against torch, largest difference of a coordinate
     quality_tolerance: float = 0.01  # nDCG@10 lost at the most, relative
+    collection: str | None = None  # where nDCG@10 is measured; absent: the recipe's own
+    split: str = "test"  # of that collection
+    calibration: Positive = 128  # training queries that static int8 forms are calibrated on
+
+    @model_validator(mode="after")
+    def _once(self) -> Export:
+        if len(set(self.forms)) < len(self.forms):
+            raise ValueError(f"forms = {list(self.forms)} names a form twice")
+        return self
 
 
 class Recipe(Table):

@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from retrieval_kd.data.beir import read_texts
-from retrieval_kd.encoder import Encoder
+from retrieval_kd.encoder import Encoder, check_index
 from retrieval_kd.index import Index, open_index
 from retrieval_kd.types import InputError
 
@@ -82,7 +82,7 @@ def create_app(
     Raises InputError when the index was not made by the document tower of this encoder.
     """
     if index is not None:
-        _check_index(encoder, index)
+        check_index(encoder.manifest, index.manifest)
     assert texts is None or (index is not None and len(texts) == len(index.document_ids)), "one text a row"
     symmetric = encoder.manifest["document_identity"] == encoder.manifest["identity"]
     busy = threading.Lock()  # one batch at a time: more would only share the same cores
@@ -92,7 +92,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
 
-    def encode(batch: Sequence[str]) -> NDArray[np.float32]:
+    def encode(batch: Sequence[str]) -> Any:
         with busy:
             return encoder.encode(batch)
 
@@ -199,22 +199,6 @@ def _texts_in_order(path: Path, document_ids: Sequence[str]) -> list[str]:
         if document_id not in texts:
             raise InputError(f"{path} lacks document {document_id!r} of the index; give the file that was indexed.")
     return [texts[document_id] for document_id in document_ids]
-
-
-def _check_index(encoder: Encoder, index: Index) -> None:
-    """Refuse an index whose vectors another document tower made."""
-    wanted, found = encoder.manifest["document_identity"], index.manifest["identity"]
-    if found != wanted:
-        keys = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
-        raise InputError(
-            "the index was made by another document tower than the one this encoder was trained with: "
-            f"they differ in {', '.join(keys)}. Index the documents with this student, or serve the encoder "
-            "that belongs to the index."
-        )
-    if index.manifest["dimension"] != encoder.dimension:
-        raise InputError(
-            f"the index has vectors of width {index.manifest['dimension']} and the encoder gives {encoder.dimension}."
-        )
 
 
 def _texts_of(given: str | list[str] | list[int] | list[list[int]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import pytest
@@ -172,6 +173,28 @@ def test_widths_go_without_what_remembers_or_has_layers() -> None:
         assert needs(terms(term))
         with pytest.raises(InputError, match="go without `widths`"):
             needs(terms(term, widths=[8]))
+
+
+@pytest.mark.parametrize(
+    ("form", "changes", "message"),
+    [
+        ("int8-64", {"student": {"kind": "splade", "model": "m"}}, "'int8-64' cuts dense vectors; those of a splade"),
+        ("fp32-binary", {"index": {"kind": "milvus"}}, "leaves signs, which index kind 'milvus' does not take"),
+    ],
+)
+def test_forms_that_a_student_or_its_index_has_not(form: str, changes: dict[str, Any], message: str) -> None:
+    stage = terms(NCE)
+    assert needs(stage, export={"forms": ["fp32"]}, **changes)
+    with pytest.raises(InputError, match=message):
+        needs(stage, export={"forms": ["fp32", form]}, **changes)
+
+
+def test_forms_that_lack_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "nncf" else find(name, *rest))
+    assert needs(terms(NCE), export={"forms": ["openvino-fp32"]})
+    with pytest.raises(InputError, match=r"'nncf'.*retrieval-kd\[openvino\]"):
+        needs(terms(NCE), export={"forms": ["openvino-int8"]})
 
 
 def test_sources_are_asked_only_for_stages_without_candidates_of_their_own() -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval_kd.encoder import Encoder
+from retrieval_kd.encoder import Encoder, check_index
+from retrieval_kd.index import build_index, open_index
+from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
 
 
@@ -59,7 +61,7 @@ def test_several_threads_give_the_same(exported: Path) -> None:
     np.testing.assert_allclose(one, two, atol=1e-6)
 
 
-@pytest.mark.parametrize("fault", ["no manifest", "no graph", "format", "not json", "other tokenizer"])
+@pytest.mark.parametrize("fault", ["no manifest", "no graph", "format", "runtime", "not json", "other tokenizer"])
 def test_folders_that_are_refused(exported: Path, tmp_path: Path, fault: str) -> None:
     folder = tmp_path / "encoder"
     shutil.copytree(exported / "fp32", folder)
@@ -74,6 +76,9 @@ def test_folders_that_are_refused(exported: Path, tmp_path: Path, fault: str) ->
         case "format":
             manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
             message = "format 99 is unknown"
+        case "runtime":
+            manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"runtime": "tensorrt"}))
+            message = "runtime 'tensorrt' is unknown"
         case "not json":
             manifest.write_text("{")
             message = "not valid JSON"
@@ -89,9 +94,23 @@ def test_works_without_torch(exported: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from retrieval_kd.encoder import Encoder
+from retrieval_kd.encoder import Encoder, check_index
 print(Encoder.load(Path({str(exported / "fp32")!r})).encode(["sort a list"]).shape)
 print([name for name in ("torch", "transformers", "sentence_transformers", "onnx", "faiss") if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == ["(1, 32)", "[]"]
+
+
+def test_an_index_of_another_document_tower_is_refused(exported: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(exported / "fp32")
+    vectors = encoder.encode(["sort a list", "read a file"])
+    flat, ids = Component(kind="faiss"), ["a", "b"]
+    build_index(flat, vectors, tmp_path / "own", document_ids=ids, identity={"student": "tiny"})
+    check_index(encoder.manifest, open_index(tmp_path / "own").manifest)
+    build_index(flat, vectors, tmp_path / "other", document_ids=ids, identity={"student": "tiny", "max_length": 9})
+    with pytest.raises(InputError, match=r"made by another document tower .* they differ in max_length"):
+        check_index(encoder.manifest, open_index(tmp_path / "other").manifest)
+    build_index(flat, vectors[:, :8], tmp_path / "short", document_ids=ids, identity={"student": "tiny"})
+    with pytest.raises(InputError, match="the index has vectors of width 8 and the encoder gives 32"):
+        check_index(encoder.manifest, open_index(tmp_path / "short").manifest)

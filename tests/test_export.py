@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from retrieval_kd import export
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.export import export_encoder
+from retrieval_kd.students import Batch
+from retrieval_kd.towers import load_towers, run_tower, tokenize
 from retrieval_kd.types import InputError
 
 
@@ -65,7 +68,8 @@ def test_manifest(exported: Path, student: SentenceTransformer) -> None:
         folder = exported / form
         assert {path.name for path in folder.iterdir()} == {"model.onnx", "tokenizer.json", "encoder.json"}
         manifest = json.loads((folder / "encoder.json").read_text())
-        assert manifest["form"] == form
+        assert (manifest["form"], manifest["runtime"], manifest["precision"]) == (form, "onnx", form)
+        assert (manifest["vectors"], manifest["widths"]) == ("dense", [])
         assert manifest["dimension"] == 32
         assert manifest["max_length"] == MAX_LENGTH
         assert manifest["identity"] == manifest["document_identity"] == {"student": "tiny"}
@@ -118,7 +122,7 @@ class ForgetfulPooling(Pooling):
 
 
 @pytest.mark.parametrize("form", ["fp32", "int8"])
-def test_gate_refuses_a_graph_that_ignores_the_mask(tmp_path: Path, form: export.Form) -> None:
+def test_gate_refuses_a_graph_that_ignores_the_mask(tmp_path: Path, form: str) -> None:
     student = tiny_sentence_transformer(tmp_path / "student", layers=1)
     modules = [student[0], ForgetfulPooling(32, "mean"), student[2]]
     with pytest.raises(InputError, match=r"differs from torch by .* in a coordinate and 1.00e-04 is allowed"):
@@ -133,6 +137,25 @@ def test_gate_sees_truncation_and_tokens(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(export, "_write_tokenizer", lambda fast, length, path: write(fast, length - 1, path))
     with pytest.raises(InputError, match="differs from torch"):
         export_encoder(student, tmp_path / "out", "fp32", identity={}, check_texts=["sort a list"])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_token_ids_are_those_of_training(exported: Path, tmp_path: Path, side: str) -> None:
+    """Prompt, special tokens and truncation, from whichever side."""
+    towers = load_towers(str(exported / "student"), max_length=9, query_prompt="key: ")
+    towers.query[0].tokenizer.truncation_side = side
+    shutil.copy(exported / "fp32/model.onnx", tmp_path / "whole.onnx")  # whose weights are the same
+    options = {"prompt": "key: ", "identity": {}, "check_texts": CHECK_TEXTS, "traced": tmp_path}
+    export_encoder(towers.query, tmp_path / "out", "fp32", **options)
+    texts = [text for text in mixed_texts(100) if text]
+    expected = tokenize(towers.query, towers.render(texts, "query"))
+    assert max(map(len, expected)) == 9 > min(map(len, expected))
+    encoder = Encoder.load(tmp_path / "out")
+    assert encoder.tokenize(texts) == expected
+    batch = Batch([np.array(ids, np.int32) for ids in expected], [], torch.zeros(len(texts), 0, dtype=torch.int64))
+    with torch.no_grad():
+        trained = run_tower(towers.query, batch.queries, batch)[:, 0].numpy()  # padded as in training
+    np.testing.assert_allclose(encoder.encode(texts), trained, atol=1e-5)
 
 
 def test_student_of_nan_is_refused(tmp_path: Path) -> None:

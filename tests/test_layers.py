@@ -18,6 +18,7 @@ from retrieval_kd.extras import EXTRA_OF
 PACKAGE = Path(retrieval_kd.__file__).parent
 LAYERS = [
     {"types", "files", "extras", "recipe", "stages", "tables", "progress", "weights", "methods", "usage", "sample"}
+    | {"forms"}
     | {"__init__"},
     {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"}
     | {"prompts", "backward"},
@@ -26,6 +27,7 @@ LAYERS = [
     | {"lexical_start", "query_table", "sparse_student", "sparse_towers", "vocabulary_head"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
+    | {"export_onnx", "export_openvino"}
     | {"diagnostics", "answers", "workers", "cluster", "pricing"},
     {"pipeline"},
     {

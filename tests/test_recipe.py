@@ -67,6 +67,13 @@ def refused(path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
+def test_forms_of_export(write: Write) -> None:
+    path = write(GOOD + '\n[export]\nforms = ["int8-static", "openvino-int8-128"]\n')
+    assert load_recipe(path).export.forms == ("int8-static", "openvino-int8-128")
+    assert "export.forms.0: 'fp16' is no form; there are fp32, int8" in refused(path, 'export.forms=["fp16"]')
+    assert "names a form twice" in refused(path, 'export.forms=["int8", "int8"]')
+
+
 def test_a_good_recipe(write: Write) -> None:
     recipe = load_recipe(write(GOOD))
     assert [teacher.name for teacher in recipe.teachers] == ["bm25", "minilm"]

@@ -3,6 +3,7 @@
 A module declares `VECTORS`, the forms of vectors that it takes:
 
 - "dense": an array (N, D) float32.
+- "binary": an array (N, D / 8) uint8, the signs of D coordinates packed (numpy.packbits), compared as +1 and -1.
 - "sparse": a `scipy.sparse.csr_array` (N, V) float32 with sorted column indices, each once, and weights of
   at least 0. A document that shares no term with a query is not a result: row -1, score -inf.
 
@@ -26,7 +27,7 @@ from retrieval_kd.files import atomic, read_json, size_bytes, write_json
 from retrieval_kd.tables import Component, kind_module, options
 from retrieval_kd.types import Hits, InputError
 
-Vectors: TypeAlias = Any  # NDArray[np.float32] or scipy.sparse.csr_array, which has no types
+Vectors: TypeAlias = Any  # NDArray of float32 or uint8, or scipy.sparse.csr_array, which has no types
 MANIFEST = "index.json"
 FORMAT = 2
 _IDS = "document_ids.json"
@@ -53,11 +54,11 @@ def build_index(
     `identity` describes the tower that made the vectors. InputError for vectors that cannot be compared, for ids that
     occur twice, and for what the kind cannot build.
 
-    Shapes: vectors (N, D) or (N, V), row i belongs to `document_ids[i]`.
+    Shapes: vectors (N, D), (N, D / 8) or (N, V), row i belongs to `document_ids[i]`.
     """
     module, chosen, start = kind_module("index", component.kind), options("index", component), perf_counter()
     check_documents(vectors, document_ids)
-    form = "dense" if isinstance(vectors, np.ndarray) else "sparse"
+    form = _form(vectors)
     if form not in module.VECTORS:
         raise InputError(f"index kind {component.kind!r} does not take {form} vectors.")
     if form == "sparse" and not vectors.data.all():
@@ -73,7 +74,7 @@ def build_index(
             **chosen.model_dump(),
             "vectors": form,
             "documents": vectors.shape[0],
-            "dimension": vectors.shape[1],
+            "dimension": _dimension(vectors),
             "identity": identity,
             **facts,
             "bytes": size_bytes(scratch),
@@ -95,7 +96,7 @@ class Index:
     def search(self, vectors: Vectors, k: int) -> Hits:
         """The best `k` documents of each query by inner product; equal scores in the order of rows.
 
-        Shapes: vectors (Q, D) or (Q, V); Hits (Q, min(k, N)), row -1 where fewer documents are found.
+        Shapes: vectors (Q, D), (Q, D / 8) or (Q, V); Hits (Q, min(k, N)), row -1 where fewer documents are found.
         """
         check_queries(vectors, self.manifest)
         k = max(0, min(k, self.manifest["documents"]))
@@ -103,6 +104,18 @@ class Index:
 
 
 open_index = Index
+
+
+def _form(vectors: Vectors) -> str:
+    """Which of the forms of vectors these are."""
+    if not isinstance(vectors, np.ndarray):
+        return "sparse"
+    return "binary" if vectors.dtype == np.uint8 else "dense"
+
+
+def _dimension(vectors: Vectors) -> int:
+    """Coordinates of a vector, of which a binary one has eight a byte."""
+    return int(vectors.shape[1]) * (8 if _form(vectors) == "binary" else 1)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -158,15 +171,15 @@ def _row(vectors: Vectors, bad: NDArray[np.bool_]) -> int:
 
 def check_queries(vectors: Vectors, manifest: Mapping[str, Any]) -> None:
     """InputError for query vectors that do not fit the index: another form or width, or weights below 0."""
-    sparse = not isinstance(vectors, np.ndarray)
+    form = _form(vectors)
     takes, width = manifest["vectors"], manifest["dimension"]
-    if sparse != (takes == "sparse") or vectors.ndim != 2 or vectors.shape[1] != width:
+    if form != takes or vectors.ndim != 2 or _dimension(vectors) != width:
         raise InputError(
-            f"{'sparse' if sparse else 'dense'} query vectors of shape {vectors.shape} cannot be searched in "
+            f"{form} query vectors of shape {vectors.shape} cannot be searched in "
             f"an index of width {width} that takes {takes} ones; "
             "encode the queries with the student whose documents are indexed."
         )
-    if sparse and vectors.nnz and not (vectors.data.min() >= 0 and np.isfinite(vectors.data).all()):
+    if form == "sparse" and vectors.nnz and not (vectors.data.min() >= 0 and np.isfinite(vectors.data).all()):
         raise InputError("the query vectors have weights below 0 or not finite, which a sparse index does not take.")
 
 

@@ -1,4 +1,4 @@
-"""Dense indexes: any FAISS factory string, compared by inner product."""
+"""Dense indexes: any FAISS factory string, compared by inner product; of signs alone, by Hamming distance."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from retrieval_kd.index import in_order
 from retrieval_kd.tables import Positive, Table
 from retrieval_kd.types import Hits, InputError
 
-VECTORS = ("dense",)
+VECTORS = ("dense", "binary")
 _VECTORS = "index.faiss"
 
 
 class Options(Table):
     """What FAISS builds, and how widely it searches; absent: what FAISS does by itself."""
 
-    factory: str = "Flat"  # for example "IVF256,Flat", "HNSW32", "OPQ16,IVF256,PQ16"
+    factory: str = "Flat"  # for example "IVF256,Flat", "HNSW32", "OPQ16,IVF256,PQ16"; of binary vectors "IVF256"
     nprobe: Positive | None = None  # lists visited, for IVF
     ef_search: Positive | None = None  # candidates kept, for HNSW
 
 
-def write(vectors: NDArray[np.float32], folder: Path, options: Options, document_ids: Sequence[str]) -> dict[str, Any]:
-    """Index vectors (N, D) into a folder.
+def write(vectors: NDArray[Any], folder: Path, options: Options, document_ids: Sequence[str]) -> dict[str, Any]:
+    """Index vectors (N, D) float32 or (N, D / 8) uint8 into a folder.
 
     InputError for a factory string that FAISS does not know, for search parameters that it does not have, and for too
     few vectors to train on.
     """
-    vectors = np.ascontiguousarray(vectors, np.float32)
+    index: Any
+    binary = vectors.dtype == np.uint8
+    vectors = np.ascontiguousarray(vectors, None if binary else np.float32)
     try:
-        index = faiss.index_factory(vectors.shape[1], options.factory, faiss.METRIC_INNER_PRODUCT)
+        if binary:
+            index = faiss.index_binary_factory(8 * vectors.shape[1], f"B{options.factory}")
+        else:
+            index = faiss.index_factory(vectors.shape[1], options.factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise InputError(f"index.factory: FAISS cannot build {options.factory!r} ({_reason(error)}).") from None
     _set_search(index, options)  # saved with the index
@@ -46,7 +51,8 @@ def write(vectors: NDArray[np.float32], folder: Path, options: Options, document
         index.add(vectors)
     except RuntimeError as error:
         raise InputError(f"index.factory: FAISS cannot fill {options.factory!r} ({_reason(error)}).") from None
-    faiss.write_index(index, str(folder / _VECTORS))
+    write_index: Any = faiss.write_index_binary if binary else faiss.write_index
+    write_index(index, str(folder / _VECTORS))
     return {}
 
 
@@ -54,8 +60,10 @@ class FaissIndex:
     """A built index, in memory."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], threads: int) -> None:
+        self._bits = manifest["dimension"] if manifest["vectors"] == "binary" else None
         try:
-            self._index = faiss.read_index(str(folder / _VECTORS))
+            read = faiss.read_index if self._bits is None else faiss.read_index_binary
+            self._index = read(str(folder / _VECTORS))
         except RuntimeError as error:
             raise InputError(f"{folder / _VECTORS} cannot be read ({_reason(error)}); build it again.") from None
         if self._index.ntotal != manifest["documents"]:
@@ -65,11 +73,16 @@ class FaissIndex:
             )
         self._threads = threads
 
-    def search(self, vectors: NDArray[np.float32], k: int) -> Hits:
-        """The best `k` documents of each query by inner product; an approximate index may find fewer."""
+    def search(self, vectors: NDArray[Any], k: int) -> Hits:
+        """The best `k` documents of each query by inner product, of signs as +1 and -1; an approximate index may find
+        fewer.
+        """
         with _using(self._threads):
-            scores, rows = self._index.search(np.ascontiguousarray(vectors, np.float32), k)
-        return in_order(rows, scores)
+            if self._bits is None:
+                scores, rows = self._index.search(np.ascontiguousarray(vectors, np.float32), k)
+                return in_order(rows, scores)
+            distances, rows = self._index.search(np.ascontiguousarray(vectors), k)
+        return in_order(rows, (self._bits - 2 * distances).astype(np.float32))
 
 
 load = FaissIndex
@@ -82,9 +95,19 @@ def _set_search(index: Any, options: Options) -> None:
         if value is None:
             continue
         try:
-            faiss.ParameterSpace().set_index_parameter(index, name, value)
-        except RuntimeError:
+            if isinstance(index, faiss.IndexBinary):
+                _set_binary(index, key, name, value)
+            else:
+                faiss.ParameterSpace().set_index_parameter(index, name, value)
+        except (RuntimeError, AttributeError):
             raise InputError(f"index.{key}: the factory {options.factory!r} has no such parameter; drop it.") from None
+
+
+def _set_binary(index: Any, key: str, name: str, value: int) -> None:
+    """Set a parameter of a binary index, which FAISS's ParameterSpace does not know; AttributeError if it has none."""
+    owner = index if key == "nprobe" else index.hnsw
+    getattr(owner, name)  # a name that is not there would be set all the same
+    setattr(owner, name, value)
 
 
 def _train(index: Any, vectors: NDArray[np.float32], factory: str) -> None:

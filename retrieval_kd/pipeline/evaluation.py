@@ -10,11 +10,11 @@ import numpy as np
 from torch import nn
 
 from retrieval_kd.candidates import Candidates
-from retrieval_kd.encoder import Encoder
 from retrieval_kd.evaluate.cost import Latency, one_thread, query_latency
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.files import load_hits, read_json, save_hits, size_bytes
-from retrieval_kd.pipeline.steps import TABLE, load_runs, sparse_query_encoder, student_name
+from retrieval_kd.pipeline.exporting import open_served
+from retrieval_kd.pipeline.steps import load_runs
 from retrieval_kd.pipeline.workspace import Workspace
 from retrieval_kd.recipe import Rendering
 from retrieval_kd.report import System, write_report
@@ -120,45 +120,19 @@ def _student_systems(workspace: Workspace, runs: dict[str, Hits]) -> list[System
     """The student in each exported form, or as a re-ranker."""
     if workspace.reranks:
         return [_system(workspace, name, "re-rank", hits) for name, hits in runs.items()]
-    if workspace.sparse:
-        return [_sparse_system(workspace, runs["student"])]
-    systems = []
-    for form in workspace.recipe.export.forms:
-        folder = workspace.folder / "served" / form
-        encoder = Encoder.load(folder, threads=1)
-        name = student_name(form)
-        index_bytes = size_bytes(workspace.folder / "index/index")
-        systems.append(
-            _system(
-                workspace,
-                name,
-                f"onnx {form}",
-                runs[name],
-                _latency(workspace, workspace.recipe.student.render, encoder.encode),
-                encoder.manifest["parameters"],
-                size_bytes(folder),
-                index_bytes,
-            )
+    return [
+        _system(
+            workspace,
+            served.name,
+            served.engine,
+            runs[served.name],
+            _latency(workspace, workspace.recipe.student.render, served.encode),
+            served.parameters,
+            size_bytes(served.folder),
+            size_bytes(served.index),
         )
-    return systems
-
-
-def _sparse_system(workspace: Workspace, hits: Hits) -> System:
-    """A sparse student: its query encoder is a table, or a model of torch."""
-    encode, render = sparse_query_encoder(workspace), workspace.recipe.student.render
-    engine = workspace.made("served", "export")["query encoder"]
-    modules = workspace.sparse_towers.query
-    folder = workspace.folder / "served" / TABLE
-    return _system(
-        workspace,
-        "student",
-        engine if engine == "table" else "torch fp32",
-        hits,
-        _latency(workspace, render, encode),
-        sum(tensor.numel() for tensor in modules.parameters()),
-        size_bytes(folder) if folder.is_dir() else _bytes_of(modules),
-        size_bytes(workspace.folder / "index/index"),
-    )
+        for served in open_served(workspace, threads=1)
+    ]
 
 
 def _bytes_of(modules: nn.ModuleList) -> int:

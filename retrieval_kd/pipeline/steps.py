@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,26 @@ from scipy.sparse import csr_array
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
 from retrieval_kd.candidates import Candidates, merge, provenance
-from retrieval_kd.encoder import Encoder
-from retrieval_kd.evaluate.quality import per_query
-from retrieval_kd.export import export_encoder
+from retrieval_kd.encoder import FORMAT as ENCODER_FORMAT
 from retrieval_kd.files import hash_texts, load_hits, map_array, read_run, save_hits, sha256, size_bytes, write_run
-from retrieval_kd.index import FORMAT, build_index, open_index
+from retrieval_kd.index import FORMAT, Vectors, open_index
+from retrieval_kd.pipeline.exporting import (
+    TABLE,
+    build_indexes,
+    cuts_of,
+    encode_documents,
+    export_forms,
+    open_served,
+)
 from retrieval_kd.pipeline.workspace import Split, Workspace
 from retrieval_kd.progress import progress
 from retrieval_kd.query_table import QueryTable, save_table
-from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
+from retrieval_kd.scoring import fill_scores, rerank, retrieve
 from retrieval_kd.sparse_towers import encode_sparse
 from retrieval_kd.store.store import Store
-from retrieval_kd.teachers.bi_encoder import BiEncoder
 from retrieval_kd.trainset import mark_positives
 from retrieval_kd.types import SIDES, Hits, InputError, Queries
 
-TABLE = "table"  # the served form of a query tower that is a table of weights
 VECTORS = "vectors.npz"  # the documents' sparse vectors
 
 
@@ -166,33 +170,28 @@ def index(workspace: Workspace) -> None:
 
     texts = workspace.fingerprint_texts("documents", renders=[render])
     if workspace.sparse:
-        _encode_documents(workspace, documents, [identity, texts])
+        _keep_vectors(workspace, documents, [identity, texts])
 
     def work(folder: Path) -> dict[str, Any]:
-        vectors: Any
         if workspace.sparse:
-            vectors = csr_array(scipy.sparse.load_npz(workspace.folder / "vectors" / VECTORS))
+            vectors: Vectors = csr_array(scipy.sparse.load_npz(workspace.folder / "vectors" / VECTORS))
         else:
-            student = workspace.trained
-            assert isinstance(student, BiEncoder)
-            vectors = fill_vectors(workspace.store, "student", student, documents, "document")
-        build_index(component, vectors, folder / "index", document_ids=collection.document_ids, identity=identity)
+            vectors = encode_documents(workspace, documents)
+        build_indexes(workspace, vectors, collection.document_ids, folder)
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
             for document_id, text in zip(collection.document_ids, documents, strict=True):
                 file.write(json.dumps({"_id": document_id, "text": text}, ensure_ascii=False) + "\n")
         return {"documents": len(collection), "bytes": size_bytes(folder / "index")}
 
-    workspace.make("index", [identity, component.model_dump(), texts, FORMAT], work)
+    workspace.make("index", [identity, component.model_dump(), texts, FORMAT, sorted(cuts_of(workspace))], work)
 
 
-def _encode_documents(workspace: Workspace, documents: Sequence[str], inputs: list[Any]) -> None:
+def _keep_vectors(workspace: Workspace, documents: Sequence[str], inputs: list[Any]) -> None:
     """Keep the documents' sparse vectors, so that another index of them encodes nothing."""
 
     def work(folder: Path) -> dict[str, Any]:
-        towers = workspace.sparse_towers
-        rendered = towers.render(documents, "document")
-        with progress("encode documents", len(rendered)) as advance:
-            vectors = encode_sparse(towers, rendered, "document", workspace.recipe.precision, advance=advance)
+        with progress("encode documents", len(documents)) as advance:
+            vectors = encode_documents(workspace, documents, advance)
         scipy.sparse.save_npz(folder / VECTORS, vectors, compressed=False)
         return {"active_terms_a_document": round(vectors.nnz / max(1, len(documents)), 1)}
 
@@ -202,55 +201,21 @@ def _encode_documents(workspace: Workspace, documents: Sequence[str], inputs: li
 def export(workspace: Workspace) -> None:
     """Write the query tower as one graph a form; refuse a form that loses more quality than allowed.
 
-    fp32 must equal torch's vectors to `export.vector_tolerance`; int8 must keep nDCG@10 on the test
-    split to `export.quality_tolerance` of torch's. A sparse query tower has no graph: one that is a table of
-    weights is written as such, and another one stays a model of torch.
+    fp32 must equal torch's vectors to `export.vector_tolerance`; every form must keep nDCG@10 on the test split, or
+    on `export.collection`, to `export.quality_tolerance` of torch's. A sparse query tower that is a table of weights
+    is written as such.
     """
     if workspace.reranks:
         return
     built = workspace.made("index", "index")["key"]
-    if workspace.sparse:
+    if workspace.sparse and type(workspace.sparse_towers.query[0]) is SparseStaticEmbedding:
         _export_table(workspace)
         return
-    student = workspace.trained
-    assert isinstance(student, BiEncoder)
-    settings, queries, render = workspace.recipe.export, workspace.test_queries, workspace.recipe.student.render
-    texts = workspace.query_texts("test", render)
-    identities = {side: student.tower_identity(side) for side in SIDES}
-    checked = [*texts[:64], *workspace.document_texts(render)[:8]]
-
-    def quality(vectors: NDArray[np.float32]) -> float:
-        hits = open_index(workspace.folder / "index/index").search(vectors, 10)
-        return float(per_query(hits, queries, workspace.collection.document_ids, ["nDCG@10"])["nDCG@10"].mean())
-
-    def work(folder: Path) -> dict[str, Any]:
-        facts: dict[str, Any] = {}
-        for form in settings.forms:
-            export_encoder(
-                list(student.towers.query),
-                folder / form,
-                form,
-                prompt=student.towers.query_prompt,
-                identity=identities["query"],
-                document_identity=identities["document"],
-                check_texts=checked,
-                vector_tolerance=settings.vector_tolerance,
-            )
-            facts[f"{form} nDCG@10"] = round(quality(Encoder.load(folder / form).encode(texts)), 6)
-        if "int8" in settings.forms:
-            exact = BiEncoder(student.towers, "fp32")
-            whole = quality(exact.embed(exact.render(texts, "query"), "query"))
-            small = facts["int8 nDCG@10"]
-            if small < whole * (1 - settings.quality_tolerance):
-                raise InputError(
-                    f"the int8 form has nDCG@10 {small:.4f} against {whole:.4f} in torch, more than "
-                    f"{settings.quality_tolerance:.1%} lost; export fp32 only (export.forms), or allow it "
-                    "(export.quality_tolerance)."
-                )
-        return facts
-
-    read = workspace.fingerprint_texts("documents", "test", renders=[render])
-    workspace.make("served", [identities, settings.model_dump(), read, built], work)
+    render = workspace.recipe.student.render
+    read = workspace.fingerprint_texts("documents", "train", "test", renders=[render])
+    identities = {side: workspace.tower_identity(side) for side in SIDES}
+    inputs = [identities, workspace.recipe.export.model_dump(), read, built, ENCODER_FORMAT]
+    workspace.make("served", inputs, lambda folder: export_forms(workspace, folder))
 
 
 def _export_table(workspace: Workspace) -> None:
@@ -260,8 +225,6 @@ def _export_table(workspace: Workspace) -> None:
     def work(folder: Path) -> dict[str, Any]:
         towers = workspace.sparse_towers
         tower: Any = towers.query[0]
-        if type(tower) is not SparseStaticEmbedding:
-            return {"query encoder": "torch"}
         weights = tower.weight.detach().numpy()
         (folder / TABLE).mkdir()
         tokenizer: Any = tower.tokenizer
@@ -272,19 +235,10 @@ def _export_table(workspace: Workspace) -> None:
             raise InputError(
                 f"the exported table gives vectors that differ from torch's by {abs(difference).max():.2g}."
             )
-        return {"query encoder": "table", "parameters": len(weights)}
+        return {"parameters": len(weights)}
 
     read = workspace.fingerprint_texts("test", renders=[workspace.recipe.student.render])
     workspace.make("served", [identity, workspace.recipe.export.vector_tolerance, read], work)
-
-
-def sparse_query_encoder(workspace: Workspace) -> Callable[[Sequence[str]], Any]:
-    """The function from test queries, as the student's own `render` has them, to their vectors (Q, V)."""
-    folder = workspace.folder / "served" / TABLE
-    if folder.is_dir():
-        return QueryTable.load(folder).encode
-    towers = workspace.sparse_towers
-    return lambda texts: encode_sparse(towers, towers.render(texts, "query"), "query", "fp32")
 
 
 def search(workspace: Workspace) -> None:
@@ -306,18 +260,13 @@ def search(workspace: Workspace) -> None:
             documents = workspace.document_texts(render)
             grid = fill_scores(workspace.store, "student", workspace.trained, texts, documents, hits)
             runs = {"student": rerank(hits, grid)}
-        elif workspace.sparse:
-            vectors = sparse_query_encoder(workspace)(texts)
-            active["active_terms_a_query"] = round(vectors.nnz / max(1, len(texts)), 1)
-            runs = {"student": open_index(workspace.folder / "index/index").search(vectors, depth)}
         else:
-            opened = open_index(workspace.folder / "index/index")
-            runs = {
-                student_name(form): opened.search(
-                    Encoder.load(workspace.folder / "served" / form, threads=2).encode(texts), depth
-                )
-                for form in workspace.recipe.export.forms
-            }
+            runs = {}
+            for served in open_served(workspace, threads=2):
+                vectors = served.encode(texts)
+                if workspace.sparse and not runs:
+                    active["active_terms_a_query"] = round(vectors.nnz / max(1, len(texts)), 1)
+                runs[served.name] = open_index(served.index).search(vectors, depth)
         for name, hits in runs.items():
             (folder / name).mkdir()
             save_hits(folder / name, hits)
@@ -326,11 +275,6 @@ def search(workspace: Workspace) -> None:
 
     read = workspace.fingerprint_texts("documents", "test", renders=[render])
     workspace.make("runs", [*read_from, depth, read], work)
-
-
-def student_name(form: str) -> str:
-    """What a form of the student is called in runs and reports."""
-    return "student" if form == "fp32" else f"student-{form}"
 
 
 def load_runs(workspace: Workspace) -> dict[str, Hits]:

@@ -171,3 +171,30 @@ def test_folders_and_queries_that_are_refused(tmp_path: Path) -> None:
         open_index(tmp_path / "index")
     with pytest.raises(InputError, match="does not take sparse vectors"):
         build_index(FLAT, csr_array(np.eye(2, dtype=np.float32)), tmp_path / "x", document_ids=["a", "b"], identity={})
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4", "HNSW16"])
+def test_binary_vectors_are_compared_by_their_signs(tmp_path: Path, factory: str) -> None:
+    documents, asked = random_vectors(200, width=24), random_vectors(9, width=24, seed=1)
+    search = {"IVF4": {"nprobe": 4}, "HNSW16": {"ef_search": 200}}.get(factory, {})
+    index = make(tmp_path / "index", np.packbits(documents > 0, axis=1), factory=factory, **search)
+    assert (index.manifest["vectors"], index.manifest["dimension"]) == ("binary", 24)
+    hits = index.search(np.packbits(asked > 0, axis=1), 10)
+    full = np.where(asked > 0, 1, -1) @ np.where(documents > 0, 1, -1).T
+    np.testing.assert_array_equal(hits.scores, -np.sort(-full, axis=1)[:, :10])
+    np.testing.assert_array_equal(np.take_along_axis(full, hits.rows, 1), hits.scores)
+    if factory == "Flat":  # equal scores, of which there are many, by row
+        np.testing.assert_array_equal(hits.rows, np.argsort(-full, axis=1, kind="stable")[:, :10])
+
+
+def test_binary_and_dense_do_not_meet(tmp_path: Path) -> None:
+    packed = np.packbits(random_vectors(20, width=64) > 0, axis=1)
+    index = make(tmp_path / "binary", packed)
+    with pytest.raises(InputError, match=r"dense query vectors of shape \(2, 64\) .* width 64 that takes binary ones"):
+        index.search(random_vectors(2, width=64), 3)
+    with pytest.raises(InputError, match="binary query vectors"):
+        make(tmp_path / "dense", random_vectors(20, width=64)).search(packed[:2], 3)
+    with pytest.raises(InputError, match="'Flat' has no such parameter"):
+        make(tmp_path / "flat", packed, nprobe=2)
+    with pytest.raises(InputError, match="FAISS cannot build 'PQ8'"):
+        make(tmp_path / "pq", packed, factory="PQ8")
