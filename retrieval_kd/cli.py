@@ -19,6 +19,7 @@ import typer
 
 from retrieval_kd import __version__, cli_methods, cli_scores
 from retrieval_kd.cli_output import Json, Quiet, print_json, print_table
+from retrieval_kd.cli_serve import serve
 from retrieval_kd.cli_synthesize import synthesize
 from retrieval_kd.extras import EXTRA_OF, missing_extra
 from retrieval_kd.progress import console, say
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.add_typer(cli_methods.app, name="methods")
 app.add_typer(cli_scores.app, name="scores")
 app.command()(synthesize)
+app.command()(serve)
 
 
 class Cluster(StrEnum):
@@ -224,35 +226,6 @@ def demo(
     if not quiet:
         typer.echo(f"\nNext, serve the query encoder (no torch needed):\n\n    rkd serve {out}\n")
     _finish(workspace, result, monotonic() - began, json_)
-
-
-@app.command()
-def serve(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run (work/RECIPE).", show_default=False)],
-    form: Annotated[str, typer.Option(help="Which exported form: int8, fp32, openvino-int8 ...")] = "int8",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    quiet: Quiet = False,
-    json_: Json = False,
-) -> None:
-    """Serve a run's query encoder and its index over HTTP, without torch.
-
-    rkd serve work/demo --port 8000
-    curl -s localhost:8000/search -H 'content-type: application/json' -d '{"query": "read a csv file"}'
-    """
-    console.quiet = quiet
-    from retrieval_kd import server
-    from retrieval_kd.forms import parse_form
-
-    try:
-        encoder, index = folder / "served" / form, folder / "index" / parse_form(form).index
-    except ValueError as error:
-        raise InputError(f"--form: {error}.") from None
-    for part in (encoder, index):
-        if not part.is_dir():
-            raise InputError(f"{part} does not exist; give the folder of a finished run, and an exported form.")
-    server.serve(encoder, index, folder / "index" / "documents.jsonl", host, port, folder.name)
-    print_json(json_, {"served": str(encoder)})
 
 
 @app.command()

@@ -37,6 +37,7 @@ LAYERS = [
         "cli_output",
         "cli_pricing",
         "cli_scores",
+        "cli_serve",
         "cli_synthesize",
         "server",
         "__main__",
@@ -46,7 +47,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OF_KINDS = {"teachers", "students", "index"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 # What `pip install retrieval-kd` brings, by import name (pyproject: dependencies; starlette is FastAPI's).
-BASE = {"faiss", "fastapi", "numpy", "onnxruntime", "pydantic", "rich", "starlette", "tokenizers", "typer", "uvicorn"}
+BASE = {"faiss", "fastapi", "numpy", "onnxruntime", "prometheus_client", "pydantic", "rich", "starlette", "tokenizers"}
+BASE |= {"typer", "uvicorn"}
 
 # What a command that only reads its arguments has no use for.
 HEAVY = {"torch", "transformers", "sentence_transformers", "openvino", "duckdb", "pyarrow", "scipy", "ranx"}

@@ -1,9 +1,8 @@
-"""The server, through its test client and through OpenAI's client over a socket."""
+"""The server's routes, through its test client and through OpenAI's client over a socket."""
 
 from __future__ import annotations
 
 import base64
-import json
 import socket
 import subprocess
 import sys
@@ -19,22 +18,28 @@ import openai
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
+from served import DOCUMENTS, TEXTS, dense_run, sparse_run
 
 from retrieval_kd import server
 from retrieval_kd.encoder import Encoder
-from retrieval_kd.index import build_index, open_index
-from retrieval_kd.server import Limits, create_app
+from retrieval_kd.index import build_index
+from retrieval_kd.query_table import QueryTable
+from retrieval_kd.server import Batching, Limits, create_app, load_bm25, load_model
 from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
 
-FLAT = Component(kind="faiss")
-DOCUMENTS = {
-    "sorted": "sort a list",
-    "open": "open a file",
-    "dict": "key and value",
-    "lock": "lock of a thread",
-    "date": "date",
-}
+ONE_SIDE = {"document_identity": {"student": "tiny-document"}}
+
+
+@pytest.fixture(scope="module")
+def runs(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs by name: dense `tiny`, one that is asymmetric, one with widths, and an inference-free one."""
+    folder = tmp_path_factory.mktemp("runs")
+    dense_run(folder / "tiny", exported)
+    dense_run(folder / "one-side", exported, ONE_SIDE)
+    dense_run(folder / "nested", exported, {"widths": [8, 16]})
+    sparse_run(folder / "free", exported)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +48,9 @@ def encoder(exported: Path) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def index_folder(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("index") / "index"
-    vectors = encoder.encode(list(DOCUMENTS.values()))
-    build_index(FLAT, vectors, folder, document_ids=list(DOCUMENTS), identity={"student": "tiny"})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def client(encoder: Encoder, index_folder: Path) -> TestClient:
-    return TestClient(create_app(encoder, open_index(index_folder), "tiny", list(DOCUMENTS.values())))
-
-
-def asymmetric(encoder: Encoder) -> Encoder:
-    """The same encoder, trained with another document tower."""
-    return Encoder(
-        encoder._session, encoder._tokenizer, encoder.manifest | {"document_identity": {"student": "tiny-document"}}
-    )
+def client(runs: Path) -> TestClient:
+    models = [load_model(str(runs / name), "fp32") for name in ("tiny", "one-side", "nested")]
+    return TestClient(create_app([*models, load_model(str(runs / "free")), load_bm25(str(runs / "tiny"))]))
 
 
 def embed(client: TestClient, **body: Any) -> Any:
@@ -72,7 +63,7 @@ def test_embeddings(client: TestClient, encoder: Encoder) -> None:
     assert [answer["object"], answer["model"]] == ["list", "tiny"]
     assert [(item["object"], item["index"]) for item in answer["data"]] == [("embedding", n) for n in range(3)]
     vectors = np.array([item["embedding"] for item in answer["data"]], np.float32)
-    np.testing.assert_array_equal(vectors, encoder.encode(texts))
+    np.testing.assert_allclose(vectors, encoder.encode(texts), atol=1e-6)
     tokens = sum(encoder.count_tokens(texts))
     assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
     packed = embed(client, input=texts[0], encoding_format="base64", dimensions=32, user="u").json()
@@ -80,29 +71,45 @@ def test_embeddings(client: TestClient, encoder: Encoder) -> None:
     np.testing.assert_allclose(vector, vectors[0], atol=1e-6)
 
 
+def test_usage_counts_what_is_read_of_a_long_text(client: TestClient, encoder: Encoder) -> None:
+    long = "sort a list " * 400  # beyond the model's length, and beyond what is tokenised at once
+    assert embed(client, input=long).json()["usage"]["total_tokens"] == encoder.count_tokens([long])[0] == 24
+
+
 @pytest.mark.parametrize("side", ["query", "document", "search_query", "search_document"])
-def test_sides(client: TestClient, encoder: Encoder, side: str) -> None:
+def test_sides(client: TestClient, side: str) -> None:
     assert embed(client, input="sort", input_type=side).status_code == 200
-    one_side = TestClient(create_app(asymmetric(encoder), None, "tiny"))
-    answer = embed(one_side, input="sort", input_type=side)
+    answer = embed(client, model="one-side", input="sort", input_type=side)
     assert answer.status_code == (400 if side.endswith("document") else 200)
-    assert one_side.get("/info").json()["sides"] == ["query"]
     if side.endswith("document"):
         assert answer.json()["error"]["param"] == "input_type"
         assert "query side of an asymmetric student" in answer.json()["error"]["message"]
+
+
+def test_widths(client: TestClient, encoder: Encoder) -> None:
+    """A student trained for shorter vectors gives them, at length 1; another one refuses."""
+    whole = encoder.encode(["sort a list"])[0]
+    for width in (8, 16, 32):
+        (item,) = embed(client, model="nested", input="sort a list", dimensions=width).json()["data"]
+        np.testing.assert_allclose(item["embedding"], whole[:width] / np.linalg.norm(whole[:width]), atol=1e-6)
+    refused = embed(client, model="nested", input="a", dimensions=9).json()["error"]
+    assert (refused["param"], "8 or 16 or 32" in refused["message"]) == ("dimensions", True)
 
 
 @pytest.mark.parametrize(
     ("body", "status", "param", "message"),
     [
         ({"model": "gpt", "input": "a"}, 404, "model", "The model 'gpt' does not exist; this server has 'tiny'"),
+        ({"model": "free", "input": "a"}, 400, "model", "gives no dense vectors"),
+        ({"model": "bm25", "input": "a"}, 400, "model", "gives no dense vectors"),
         ({"input": [1, 2]}, 400, "input", "not lists of token ids"),
         ({"input": [[1, 2], [3]]}, 400, "input", "not lists of token ids"),
+        ({"input": ["a", 3]}, 400, "input", "a text or a list of texts"),
         ({"input": []}, 400, "input", "empty list"),
-        ({"input": "a", "dimensions": 16}, 400, "dimensions", "not trained for shorter vectors"),
+        ({"input": "a", "dimensions": 16}, 400, "dimensions", "not trained for vectors of 16"),
         ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format", "'float' or 'base64'"),
         ({"input": "a", "input_type": "passage"}, 400, "input_type", "'query', 'document'"),
-        ({"input": {"text": "a"}}, 400, "input", "valid string"),
+        ({"input": {"text": "a"}}, 400, "input", "a text or a list of texts"),
         ({"input": "a", "truncate": True}, 400, "truncate", "not permitted"),
         ({}, 400, "input", "required"),
         ({"input": ["a"] * 257}, 413, "input", "257 texts in one request; at most 256"),
@@ -124,39 +131,62 @@ def test_largest_requests_are_taken(client: TestClient) -> None:
     assert embed(client, input="b" * 100_000).status_code == 200
 
 
-def test_bodies_that_are_no_texts(client: TestClient, encoder: Encoder) -> None:
+def test_bodies_that_are_no_texts(client: TestClient, runs: Path) -> None:
     broken = client.post("/v1/embeddings", content=b"{", headers={"content-type": "application/json"})
     assert (broken.status_code, broken.json()["error"]["param"]) == (400, None)
-    surrogate = client.post("/v1/embeddings", content=b'{"model": "tiny", "input": "\\ud800"}')
-    assert surrogate.status_code == 400
-    streamed = client.post("/v1/embeddings", content=iter([b"{}"]))
-    assert streamed.status_code == 411
-    narrow = TestClient(create_app(encoder, None, "tiny", limits=Limits(body_bytes=100)))
+    untyped = client.post("/v1/embeddings", content=b'{"model": "tiny", "input": "a"}')
+    assert untyped.status_code == 400
+    for body in (b'{"model": "tiny", "input": "\\ud800"}', b'{"model": "tiny", "input": "a", "\\ud800": 1}'):
+        surrogate = client.post("/v1/embeddings", content=body, headers={"content-type": "application/json"})
+        assert surrogate.status_code == 400
+    narrow = TestClient(create_app([load_model(str(runs / "tiny"))], Limits(body_bytes=100)))
     assert embed(narrow, input="a" * 101).status_code == 413
     assert embed(narrow, input="a").status_code == 200
+    streamed = narrow.post("/v1/embeddings", content=iter([b'{"model": "tiny", "input": "', b"a" * 101, b'"}']))
+    assert streamed.status_code == 413
+    json_type = {"content-type": "application/json"}
+    short = narrow.post("/v1/embeddings", content=iter([b'{"model": "tiny", ', b'"input": "a"}']), headers=json_type)
+    assert short.status_code == 200
 
 
-def test_search(client: TestClient) -> None:
-    answer = client.post("/search", json={"query": "open a file", "k": 3}).json()
+@pytest.mark.parametrize("model", ["tiny", "free", "bm25"])
+def test_search(client: TestClient, model: str) -> None:
+    """Dense, sparse and BM25 from one process; each finds the document that is the query."""
+    answer = client.post("/search", json={"model": model, "query": "open a file", "k": 3}).json()
     (results,) = answer["results"]
-    assert [result["rank"] for result in results] == [1, 2, 3]
-    assert results[0]["id"] == "open"
-    assert results[0]["text"] == "open a file"
-    assert results[0]["score"] == pytest.approx(1, abs=1e-5)
-    assert results[0]["score"] > results[1]["score"] > results[2]["score"]
-    assert answer["encode_ms"] > 0
+    assert answer["model"] == model
+    assert [result["rank"] for result in results] == list(range(1, len(results) + 1))
+    assert (results[0]["id"], results[0]["text"]) == ("open", "open a file")
+    scores = [result["score"] for result in results]
+    assert scores == sorted(scores, reverse=True)
+    assert answer["encode_ms"] >= 0
     assert answer["search_ms"] > 0
-    several = client.post("/search", json={"queries": ["date", "sort a list"], "k": 1000}).json()["results"]
+    several = client.post("/search", json={"model": model, "queries": ["date", "sort a list"]}).json()["results"]
     assert [found[0]["id"] for found in several] == ["date", "sorted"]
-    assert [len(found) for found in several] == [5, 5]
 
 
-def test_search_leaves_out_empty_places_and_texts(encoder: Encoder, tmp_path: Path) -> None:
-    vectors = encoder.encode(list(DOCUMENTS.values()))
+def test_search_scores(client: TestClient, encoder: Encoder, runs: Path) -> None:
+    """Scores are inner products: with the encoder's vectors, and with the table's."""
+    (dense,) = client.post("/search", json={"query": "read the file"}).json()["results"]
+    expected = encoder.encode(TEXTS) @ encoder.encode(["read the file"])[0]
+    assert {result["id"]: result["score"] for result in dense} == pytest.approx(
+        dict(zip(DOCUMENTS, expected.tolist(), strict=True)), abs=1e-5
+    )
+    table = QueryTable.load(runs / "free/served/table")
+    (sparse,) = client.post("/search", json={"model": "free", "query": "a file"}).json()["results"]
+    products = (table.encode(TEXTS) @ table.encode(["a file"]).T).toarray()[:, 0]
+    expected = {name: product for name, product in zip(DOCUMENTS, products, strict=True) if product > 0}
+    assert {result["id"]: result["score"] for result in sparse} == pytest.approx(expected, abs=1e-5)
+    (nothing,) = client.post("/search", json={"model": "bm25", "query": "zzz"}).json()["results"]
+    assert nothing == []
+
+
+def test_search_leaves_out_empty_places_and_texts(encoder: Encoder, exported: Path, runs: Path, tmp_path: Path) -> None:
     lists = Component(kind="faiss", factory="IVF3,Flat", nprobe=1)
-    build_index(lists, vectors, tmp_path / "i", document_ids=list(DOCUMENTS), identity={"student": "tiny"})
-    client = TestClient(create_app(encoder, open_index(tmp_path / "i"), "tiny"))
-    (results,) = client.post("/search", json={"query": "date", "k": 5}).json()["results"]
+    identity = {"student": "tiny"}
+    build_index(lists, encoder.encode(TEXTS), tmp_path / "i", document_ids=list(DOCUMENTS), identity=identity)
+    model = server.Model("tiny", encoder, index=server.models.open_index(tmp_path / "i"))
+    (results,) = TestClient(create_app([model])).post("/search", json={"query": "date", "k": 5}).json()["results"]
     assert 0 < len(results) < 5
     assert set(results[0]) == {"id", "score", "rank"}
 
@@ -167,12 +197,15 @@ def test_search_leaves_out_empty_places_and_texts(encoder: Encoder, tmp_path: Pa
         ({}, 422),
         ({"query": "a", "queries": ["a"]}, 422),
         ({"query": 3}, 422),
+        ({"query": ["a"]}, 422),
+        ({"queries": [3, "a"]}, 422),
         ({"query": "a", "k": 0}, 422),
         ({"query": "a", "k": 1001}, 422),
         ({"query": "a", "top": 3}, 422),
         ({"queries": []}, 400),
         ({"queries": ["a"] * 257}, 413),
         ({"query": "a" * 100_001}, 413),
+        ({"query": "a", "model": "none"}, 404),
     ],
 )
 def test_search_errors(client: TestClient, body: dict[str, Any], status: int) -> None:
@@ -181,72 +214,91 @@ def test_search_errors(client: TestClient, body: dict[str, Any], status: int) ->
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_search_without_index(encoder: Encoder) -> None:
-    client = TestClient(create_app(encoder, None, "tiny"))
+def test_search_without_index(exported: Path) -> None:
+    """An exported folder alone has no index; the second of two models may have one."""
+    client = TestClient(create_app([load_model(str(exported / "fp32"))]))
     answer = client.post("/search", json={"query": "a"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_index")
-    assert client.get("/info").json()["index"] is None
+    assert client.get("/info").json()["models"][0]["index"] is None
+    named = client.post("/search", json={"query": "a", "model": "fp32"})
+    assert "The model 'fp32' has no index" in named.json()["error"]["message"]
 
 
-def test_health_info_and_unknown_routes(client: TestClient, encoder: Encoder) -> None:
+def test_what_is_served(client: TestClient, runs: Path) -> None:
     assert client.get("/health").json() == {"status": "ok"}
-    info = client.get("/info").json()
-    assert info["model"] == "tiny"
-    assert info["sides"] == ["query", "document"]
-    assert info["encoder"] == encoder.manifest
-    assert info["index"]["documents"] == 5
-    assert info["limits"]["texts"] == 256
+    listed = client.get("/v1/models").json()
+    assert [entry["id"] for entry in listed["data"]] == ["tiny", "one-side", "nested", "free", "bm25"]
+    assert {"id", "object", "created", "owned_by"} == set(listed["data"][0])
+    assert client.get("/v1/models/free").json()["id"] == "free"
+    assert client.get("/v1/models/none").status_code == 404
+    described = {model["name"]: model for model in client.get("/info").json()["models"]}
+    assert {name: model["vectors"] for name, model in described.items()} == {
+        "tiny": "dense",
+        "one-side": "dense",
+        "nested": "dense",
+        "free": "sparse",
+        "bm25": "none",
+    }
+    assert described["tiny"]["sides"] == ["query", "document"]
+    assert described["one-side"]["sides"] == ["query"]
+    assert described["nested"]["widths"] == [8, 16, 32]
+    assert described["free"]["index"]["documents"] == described["bm25"]["documents"] == 5
     unknown = client.get("/v2")
     assert (unknown.status_code, unknown.json()["error"]["message"]) == (404, "Not Found: GET /v2.")
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-def test_index_of_another_tower_is_refused(encoder: Encoder, index_folder: Path) -> None:
-    with pytest.raises(InputError, match=r"another document tower .* differ in student"):
-        create_app(asymmetric(encoder), open_index(index_folder), "tiny")
-    index = open_index(index_folder)
-    index.manifest["dimension"] = 16
-    with pytest.raises(InputError, match="vectors of width 16 and the encoder gives 32"):
-        create_app(encoder, index, "tiny")
+def test_forms_and_names(runs: Path, exported: Path, tmp_path: Path) -> None:
+    assert load_model(str(runs / "tiny")).manifest["form"] == "int8"
+    assert load_model(str(runs / "tiny"), "fp32").manifest["form"] == "fp32"
+    assert load_model(f"small={exported / 'int8'}").name == "small"
+    assert load_model(f"other={runs / 'free'}").name == "other"
+    with pytest.raises(InputError, match=r"has no form 'fp16'; it has fp32, int8"):
+        load_model(str(runs / "tiny"), "fp16")
+    with pytest.raises(InputError, match="neither an exported encoder nor a finished run"):
+        load_model(str(tmp_path))
+    with pytest.raises(InputError, match=r"models of one name.*NAME=FOLDER"):
+        create_app([load_model(str(runs / "tiny")), load_model(str(runs / "tiny"), "fp32")])
+    with pytest.raises(InputError, match="nothing to serve"):
+        create_app([])
 
 
-def test_index_of_the_document_tower_is_taken(encoder: Encoder, tmp_path: Path) -> None:
-    vectors = encoder.encode(list(DOCUMENTS.values()))
-    identity = {"student": "tiny-document"}
-    build_index(FLAT, vectors, tmp_path / "index", document_ids=list(DOCUMENTS), identity=identity)
-    client = TestClient(create_app(asymmetric(encoder), open_index(tmp_path / "index"), "tiny"))
-    assert client.post("/search", json={"query": "date"}).status_code == 200
-
-
-def test_serve_refuses_before_it_listens(
-    exported: Path, index_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[Any] = []
-    monkeypatch.setattr(uvicorn, "run", lambda app, **settings: started.append((app, settings)))
-    lines = [json.dumps({"_id": name, "title": "", "text": text}) for name, text in DOCUMENTS.items()]
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("\n".join([*lines[1:], '{"_id": "more", "text": "x"}']))
+def test_what_does_not_belong_together_is_refused(exported: Path, tmp_path: Path) -> None:
+    run = dense_run(tmp_path / "run", exported)
+    documents = run / "index/documents.jsonl"
+    lines = documents.read_text().splitlines()
+    documents.write_text("\n".join(lines[1:]))
     with pytest.raises(InputError, match="lacks document 'sorted'"):
-        server.serve(exported / "fp32", index_folder, corpus)
-    with pytest.raises(InputError, match="need an index"):
-        server.serve(exported / "fp32", None, corpus)
-    corpus.write_text("\n".join([*lines, '{"id": "more"}']))
-    with pytest.raises(InputError, match=r"corpus\.jsonl:6: '_id' must be a string"):
-        server.serve(exported / "fp32", index_folder, corpus)
-    assert not started
-    corpus.write_text("\n".join(reversed(lines)))
-    server.serve(exported / "fp32", index_folder, corpus, port=1)
-    ((app, settings),) = started
-    assert settings == {"host": "127.0.0.1", "port": 1}
-    client = TestClient(app)
-    assert client.get("/info").json()["model"] == "fp32"
+        load_model(str(run))
+    documents.write_text("\n".join([*lines, '{"id": "more"}']))
+    with pytest.raises(InputError, match=r"documents\.jsonl:6: '_id' must be a string"):
+        load_model(str(run))
+    documents.write_text("\n".join(reversed(lines)))  # in another order: each text goes to its own row
+    client = TestClient(create_app([load_model(str(run))]))
     assert client.post("/search", json={"query": "date"}).json()["results"][0][0]["text"] == "date"
+    vectors, identity = Encoder.load(exported / "fp32").encode(TEXTS), {"student": "other"}
+    build_index(Component(kind="faiss"), vectors, run / "index/index", document_ids=list(DOCUMENTS), identity=identity)
+    with pytest.raises(InputError, match=r"another document tower .* differ in student"):
+        load_model(str(run))
+    identity = {"student": "tiny"}
+    narrow = vectors[:, :16].copy()
+    build_index(Component(kind="faiss"), narrow, run / "index/index", document_ids=list(DOCUMENTS), identity=identity)
+    with pytest.raises(InputError, match="vectors of width 16 and the encoder gives 32"):
+        load_model(str(run))
+
+
+def test_port_in_use_is_an_input_error(exported: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(InputError, match="cannot listen on"):
+        server.serve([load_model(str(exported / "fp32"))], port=listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
-def address(encoder: Encoder, index_folder: Path) -> Iterator[str]:
-    """The server behind a real socket, in a thread."""
+def address(runs: Path) -> Iterator[str]:
+    """The server behind a real socket, in a thread, with small batches and two workers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        app = create_app(encoder, open_index(index_folder), "tiny")
+        app = create_app([load_model(str(runs / "tiny"), "fp32")], batching=Batching(texts=4, workers=2))
         running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -270,6 +322,7 @@ def test_openai_client(address: str, encoder: Encoder) -> None:
         np.testing.assert_allclose(np.array(vectors), encoder.encode(texts), atol=1e-6)
         assert answer.usage.total_tokens == sum(encoder.count_tokens(texts))
     assert client.embeddings.create(model="tiny", input="a", extra_body={"input_type": "query"}).data[0].index == 0
+    assert [model.id for model in client.models.list()] == ["tiny"]
     with pytest.raises(openai.NotFoundError) as unknown:
         client.embeddings.create(model="gpt", input="a")
     assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
@@ -278,7 +331,7 @@ def test_openai_client(address: str, encoder: Encoder) -> None:
 
 
 def test_many_clients_at_once(address: str, encoder: Encoder) -> None:
-    """Each gets its own vectors, though the requests arrive together."""
+    """Each gets its own vectors, though the requests arrive together and share batches."""
     texts = [f"read file {number} of {'list ' * number}" for number in range(16)]
     found: dict[str, list[float]] = {}
 

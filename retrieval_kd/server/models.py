@@ -1,0 +1,227 @@
+"""What is served under one name: an encoder of queries, perhaps the index of its documents, perhaps their texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from retrieval_kd import encoder as dense
+from retrieval_kd import query_table
+from retrieval_kd.data import load_collection
+from retrieval_kd.data.beir import read_texts
+from retrieval_kd.encoder import Encoder, check_index
+from retrieval_kd.forms import parse_form
+from retrieval_kd.index import Index, open_index
+from retrieval_kd.query_table import QueryTable
+from retrieval_kd.types import Hits, InputError
+
+if TYPE_CHECKING:
+    from retrieval_kd.teachers.bm25 import BM25
+
+
+class DenseEncoder(Protocol):
+    """What gives dense vectors: one array (n, D) for n texts."""
+
+    manifest: dict[str, Any]
+    dimension: int
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The vectors (n, D) of `texts`."""
+        ...
+
+
+@dataclass(eq=False)
+class Model:
+    """An encoder and what is searched with it; `tokenizer` cuts nothing off.
+
+    `document_ids` and `texts` are those of the collection, one a row; an index knows its ids itself. Raises InputError
+    when the index was not made by the document tower of this encoder.
+    """
+
+    name: str
+    encoder: DenseEncoder | QueryTable | BM25
+    tokenizer: Tokenizer | None = None
+    index: Index | None = None
+    document_ids: Sequence[str] = ()
+    texts: Sequence[str] | None = None
+    manifest: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.manifest = getattr(self.encoder, "manifest", {})
+        if self.index is not None:
+            _check_index(self.name, self.manifest, self.dimension, self.index)
+            self.document_ids = self.index.document_ids
+        assert self.texts is None or len(self.texts) == len(self.document_ids), "one text a row"
+
+    @property
+    def vectors(self) -> Literal["dense", "binary", "sparse", "none"]:
+        """The form of its vectors; BM25 gives none."""
+        if isinstance(self.encoder, QueryTable):
+            return "sparse"
+        if hasattr(self.encoder, "retrieve"):
+            return "none"
+        form: Literal["dense", "binary", "sparse"] = self.manifest.get("vectors", "dense")
+        return form
+
+    @property
+    def dimension(self) -> int:
+        """The width of its vectors, 0 if it gives none."""
+        if isinstance(self.encoder, QueryTable):
+            return len(self.encoder.weights)
+        return int(getattr(self.encoder, "dimension", 0))
+
+    @property
+    def widths(self) -> list[int]:
+        """Widths that vectors may be cut to: those that the student was trained for, and the whole."""
+        return sorted({*self.manifest.get("widths", []), self.dimension})
+
+    @property
+    def sides(self) -> list[str]:
+        """Whose texts are encoded: an asymmetric student's documents have another tower."""
+        if self.vectors == "dense" and self.manifest["document_identity"] == self.manifest["identity"]:
+            return ["query", "document"]
+        return ["query"]
+
+    @property
+    def searchable(self) -> bool:
+        """Whether there are documents to search."""
+        return self.index is not None or self.vectors == "none"
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens that are read of a text."""
+        return self.manifest.get("max_length")
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids that the encoder would read of each text if it cut none; prompt included."""
+        if self.tokenizer is None:
+            return [[] for _ in texts]
+        prompted = [self.manifest.get("prompt", "") + text for text in texts]
+        special = not isinstance(self.encoder, QueryTable)
+        return [found.ids for found in self.tokenizer.encode_batch_fast(prompted, add_special_tokens=special)]
+
+    def look_up(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """The terms of each text, rising, and their weights; of a sparse model."""
+        if isinstance(self.encoder, QueryTable):
+            return [self.encoder.look_up(text) for text in texts]
+        rows: Any = self.encode(texts).sorted_indices()
+        ends = list(zip(rows.indptr, rows.indptr[1:], strict=False))
+        return [(rows.indices[start:end].astype(np.int64), rows.data[start:end]) for start, end in ends]
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        """The vectors of texts, as the index takes them; of a model that has vectors."""
+        return self.encoder.encode(texts)  # type: ignore[union-attr]
+
+    def search(self, queries: Any, k: int) -> Hits:
+        """The best documents of queries: vectors of this model's encoder, or texts where it has none."""
+        if self.index is not None:
+            return self.index.search(queries, k)
+        hits: Hits = self.encoder.retrieve(queries, k)  # type: ignore[union-attr]
+        return hits
+
+    def describe(self) -> dict[str, Any]:
+        """What is served under this name."""
+        return {
+            "name": self.name,
+            "vectors": self.vectors,
+            "dimension": self.dimension or None,
+            "widths": self.widths if self.vectors == "dense" else [],
+            "sides": self.sides,
+            "documents": len(self.document_ids) if self.searchable else None,
+            "texts": self.texts is not None,
+            "encoder": self.manifest,
+            "index": None if self.index is None else self.index.manifest,
+        }
+
+
+def load_model(folder: str, form: str | None = None, threads: int = 1) -> Model:
+    """Open the folder of a run (work/RECIPE) with its index and texts, or the folder of one exported encoder alone.
+
+    `folder` may be `NAME=FOLDER`; otherwise the name is the folder's. `form` is the exported form of a run, such as
+    int8; without it, int8, or else the only one. Raises InputError for a folder that is neither.
+    """
+    name, _, place = folder.rpartition("=") if not Path(folder).is_dir() else ("", "", folder)
+    path = Path(place)
+    exported = _is_exported(path)
+    encoder_folder = path if exported else _exported(path, form)
+    index_folder = path / "index" / ("index" if exported else _index_of(encoder_folder.name))
+    if not exported and not index_folder.is_dir():
+        raise InputError(f"{index_folder} does not exist; run `rkd index`, or give the folder of the encoder alone.")
+    tokenizer = Tokenizer.from_file(str(encoder_folder / dense.TOKENIZER))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    index = None if exported else open_index(index_folder, threads)
+    texts = None if index is None else _texts_in_order(path / "index" / "documents.jsonl", index.document_ids)
+    name = name or path.resolve().name
+    return Model(name, _load_encoder(encoder_folder, threads), tokenizer, index, texts=texts)
+
+
+def load_bm25(collection: str, name: str = "bm25") -> Model:
+    """BM25 over a collection, indexed now: a run's folder (the documents as its student reads them), a BEIR folder, an
+    ir_datasets id, or "pydocs".
+    """
+    from retrieval_kd.teachers.bm25 import BM25, Options
+
+    documents = Path(collection) / "index" / "documents.jsonl"
+    if documents.is_file():
+        texts = read_texts(documents, with_title=True)
+        ids, written = list(texts), list(texts.values())
+    else:
+        found = load_collection(collection, [])
+        ids, written = list(found.document_ids), list(found.documents)
+    bm25 = BM25(Options(), written)
+    bm25.retrieve(["index"], 1)  # builds it
+    return Model(name, bm25, document_ids=ids, texts=written)
+
+
+def _is_exported(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (dense.MANIFEST, query_table.MANIFEST))
+
+
+def _load_encoder(folder: Path, threads: int) -> DenseEncoder | QueryTable:
+    return QueryTable.load(folder) if (folder / query_table.MANIFEST).is_file() else Encoder.load(folder, threads)
+
+
+def _exported(folder: Path, form: str | None) -> Path:
+    """The folder of the exported form of a run."""
+    served = folder / "served"
+    found = sorted(place.name for place in served.iterdir() if _is_exported(place)) if served.is_dir() else []
+    if not found:
+        raise InputError(f"{folder} is neither an exported encoder nor a finished run: {served} has none.")
+    chosen = form or ("int8" if "int8" in found else found[0])
+    if chosen not in found or (form is None and len(found) > 1 and "int8" not in found):
+        raise InputError(f"{served} has no form {chosen!r}; it has {', '.join(found)}.")
+    return served / chosen
+
+
+def _texts_in_order(path: Path, document_ids: Sequence[str]) -> list[str]:
+    """The texts of `document_ids`, in their order, title first; InputError if one is missing."""
+    texts = read_texts(path, with_title=True)
+    for document_id in document_ids:
+        if document_id not in texts:
+            raise InputError(f"{path} lacks document {document_id!r} of the index; give the file that was indexed.")
+    return [texts[document_id] for document_id in document_ids]
+
+
+def _index_of(form: str) -> str:
+    """The name of the index that an exported form of a run searches."""
+    try:
+        return parse_form(form).index
+    except ValueError:  # a table: it has one form, and its name says nothing
+        return "index"
+
+
+def _check_index(name: str, manifest: dict[str, Any], dimension: int, index: Index) -> None:
+    """Refuse an index whose vectors another document tower made."""
+    # The table of an inference-free student does not say which document tower it belongs to.
+    encoder = {"document_identity": index.manifest["identity"], **manifest, "dimension": dimension}
+    try:
+        check_index(encoder, index.manifest)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
