@@ -1,12 +1,13 @@
 """Served encoders: text to vectors with numpy, tokenizers and onnxruntime, without torch.
 
 A folder holds `model.onnx` (one graph from token ids to vectors, pooling and normalisation
-inside), `tokenizer.json` (truncation inside) and `encoder.json`, the manifest that `export` wrote.
+inside) or `table.npz` (see `static_table`), `tokenizer.json` (truncation inside) and `encoder.json`, the manifest
+that `export` wrote, which says which by the file's fingerprint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from retrieval_kd.files import read_json, sha256
+from retrieval_kd.static_table import StaticTable
 from retrieval_kd.types import InputError
 
 FORMAT = 1
-GRAPH, TOKENIZER, MANIFEST = "model.onnx", "tokenizer.json", "encoder.json"
+GRAPH, TABLE, TOKENIZER, MANIFEST = "model.onnx", "table.npz", "tokenizer.json", "encoder.json"
 _CHUNK = 2048  # texts tokenised at once, and sorted by length among themselves
 # An int8 graph scales activations by their largest value in the batch, so that a text's vector would
 # depend on its neighbours; one by one it does not, and on a CPU that costs no time.
@@ -29,10 +31,16 @@ _BATCH = {"fp32": 32, "int8": 1}
 class Encoder:
     """One tower of a student; `manifest` says which, and what it was checked against."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, tokenizer: Tokenizer, manifest: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        vectors: Callable[[Sequence[Sequence[int]]], NDArray[np.float32]],
+        tokenizer: Tokenizer,
+        manifest: dict[str, Any],
+    ) -> None:
+        """`vectors` makes (B, D) of the token ids of B texts."""
         self.manifest = manifest
         self.dimension: int = manifest["dimension"]
-        self._session = session
+        self._vectors = vectors
         self._tokenizer = tokenizer
 
     @classmethod
@@ -50,18 +58,21 @@ class Encoder:
             raise InputError(
                 f"{folder / MANIFEST}: format {version!r} is unknown, this version reads {FORMAT}; export it again."
             )
-        for name in (GRAPH, TOKENIZER):
+        for name in manifest["fingerprints"]:
             if not (folder / name).is_file():
                 raise InputError(f"{folder} has no {name}; export it again.")
             if sha256(folder / name) != manifest["fingerprints"][name]:
                 raise InputError(f"{folder / name} is not the file that was exported with {MANIFEST}; export it again.")
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        if TABLE in manifest["fingerprints"]:
+            return cls(StaticTable.load(folder / TABLE, manifest["table"]).vectors, tokenizer, manifest)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
         settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         settings.log_severity_level = 3  # errors
         session = onnxruntime.InferenceSession(str(folder / GRAPH), settings, providers=["CPUExecutionProvider"])
-        return cls(session, Tokenizer.from_file(str(folder / TOKENIZER)), manifest)
+        return cls(_Graph(session, manifest).vectors, tokenizer, manifest)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The vectors of `texts`, in their order; the prompt is put before each.
@@ -75,7 +86,7 @@ class Encoder:
             order = sorted(range(len(token_ids)), key=lambda place: len(token_ids[place]))
             for first in range(0, len(order), size):
                 places = order[first : first + size]
-                batch = self._run([token_ids[place] for place in places])
+                batch = self._vectors([token_ids[place] for place in places])
                 vectors[[start + place for place in places]] = batch
         return vectors
 
@@ -89,7 +100,15 @@ class Encoder:
         prompt = self.manifest["prompt"]
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast([prompt + text for text in texts])]
 
-    def _run(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+
+class _Graph:
+    """A graph at work on padded batches."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, manifest: dict[str, Any]) -> None:
+        self.manifest = manifest
+        self._session = session
+
+    def vectors(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """The vectors (B, D) of one batch."""
         longest = max(map(len, token_ids))
         input_ids = np.full((len(token_ids), longest), self.manifest["pad_id"], np.int64)  # (B, L)

@@ -132,7 +132,7 @@ def _student_systems(workspace: Workspace, runs: dict[str, Hits]) -> list[System
             _system(
                 workspace,
                 name,
-                f"onnx {form}",
+                f"{'table' if 'table' in encoder.manifest else 'onnx'} {form}",
                 runs[name],
                 _latency(workspace, workspace.recipe.student.render, encoder.encode),
                 encoder.manifest["parameters"],

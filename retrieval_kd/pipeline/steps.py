@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from retrieval_kd.candidates import Candidates, merge, provenance
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.export import export_encoder
+from retrieval_kd.export_table import export_table
 from retrieval_kd.files import hash_texts, load_hits, map_array, read_run, save_hits, sha256, size_bytes, write_run
 from retrieval_kd.index import FORMAT, build_index, open_index
 from retrieval_kd.pipeline.workspace import Split, Workspace
@@ -26,6 +28,7 @@ from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
 from retrieval_kd.sparse_towers import encode_sparse
 from retrieval_kd.store.store import Store
 from retrieval_kd.teachers.bi_encoder import BiEncoder
+from retrieval_kd.towers import BAGS
 from retrieval_kd.trainset import mark_positives
 from retrieval_kd.types import SIDES, Hits, InputError, Queries
 
@@ -200,7 +203,7 @@ def _encode_documents(workspace: Workspace, documents: Sequence[str], inputs: li
 
 
 def export(workspace: Workspace) -> None:
-    """Write the query tower as one graph a form; refuse a form that loses more quality than allowed.
+    """Write the query tower as one graph or table a form; refuse a form that loses more quality than allowed.
 
     fp32 must equal torch's vectors to `export.vector_tolerance`; int8 must keep nDCG@10 on the test
     split to `export.quality_tolerance` of torch's. A sparse query tower has no graph: one that is a table of
@@ -217,6 +220,7 @@ def export(workspace: Workspace) -> None:
     settings, queries, render = workspace.recipe.export, workspace.test_queries, workspace.recipe.student.render
     texts = workspace.query_texts("test", render)
     identities = {side: student.tower_identity(side) for side in SIDES}
+    prompt = student.towers.query_prompt
     checked = [*texts[:64], *workspace.document_texts(render)[:8]]
 
     def quality(vectors: NDArray[np.float32]) -> float:
@@ -225,12 +229,13 @@ def export(workspace: Workspace) -> None:
 
     def work(folder: Path) -> dict[str, Any]:
         facts: dict[str, Any] = {}
+        tower: list[Any] = list(student.towers.query)
         for form in settings.forms:
-            export_encoder(
-                list(student.towers.query),
+            writer = export_table if isinstance(tower[0], BAGS) else partial(export_encoder, prompt=prompt)
+            writer(
+                tower,
                 folder / form,
                 form,
-                prompt=student.towers.query_prompt,
                 identity=identities["query"],
                 document_identity=identities["document"],
                 check_texts=checked,
