@@ -13,6 +13,7 @@ from retrieval_kd.tables import Component, kind_module
 from retrieval_kd.types import InputError
 
 HAS_VECTORS = {"bi_encoder"}  # kinds of cached teachers whose vectors are kept
+UNIT_VECTORS = {"static", "lexical"}  # kinds of students whose vectors have unit length, whatever their options
 UNBOUNDED = {"margin_mse", "margin_mse_all", "mse", "huber"}  # regressions on scores as they are
 
 
@@ -83,7 +84,8 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
                     f"{where}: by_place goes by the documents' places among a query's candidates, of which this stage "
                     "has none; leave it out."
                 )
-    if recipe.student.options.get("normalize") is True and (beyond := terms_beyond_cosine(recipe)):
+    unit = recipe.student.options.get("normalize") is True or recipe.student.kind in UNIT_VECTORS
+    if unit and (beyond := terms_beyond_cosine(recipe)):
         raise InputError(beyond[0])
     _check_export(recipe, index_of(recipe))
     return read, warnings
@@ -260,6 +262,7 @@ def _check_term(recipe: Recipe, term: Term, loss: Loss, where: str, kinds: dict[
 def terms_beyond_cosine(recipe: Recipe) -> list[str]:
     """What is wrong with terms that ask for scores that cosines cannot reach, if the student's vectors are unit."""
     kinds = {teacher.name: teacher.kind for teacher in recipe.teachers}
+    other = "" if recipe.student.kind in UNIT_VECTORS else ", or student.normalize = false"
     found = []
     for number, stage in enumerate(recipe.stages):
         for place, term in enumerate(stage.terms):
@@ -269,6 +272,6 @@ def terms_beyond_cosine(recipe: Recipe) -> list[str]:
                 found.append(
                     f"stages[{number}].terms[{place}]: the student's scores are cosines, between -1 and 1, and those "
                     f"of teacher {unfit[0]!r} are not: {term.loss} cannot meet them. Set normalize = 'minmax' or a "
-                    "scale, or student.normalize = false."
+                    f"scale{other}."
                 )
     return found

@@ -1,7 +1,8 @@
 """Served encoders: text to vectors with numpy, tokenizers and onnxruntime or OpenVINO, without torch.
 
 A folder holds one graph from token ids to vectors, pooling, head and normalisation inside (`model.onnx`, or
-`model.xml` and `model.bin`), `tokenizer.json` (truncation inside) and `encoder.json`, the manifest that `export` wrote.
+`model.xml` and `model.bin`), or the `table.npz` of a student that is one (see `static_table`), `tokenizer.json`
+(truncation inside) and `encoder.json`, the manifest that `export` wrote.
 """
 
 from __future__ import annotations
@@ -17,24 +18,26 @@ from tokenizers import Tokenizer
 
 from retrieval_kd.extras import missing_extra
 from retrieval_kd.files import read_json, sha256
+from retrieval_kd.static_table import StaticTable
 from retrieval_kd.types import InputError
 
 FORMAT = 2
 GRAPH, OPENVINO_GRAPH, OPENVINO_WEIGHTS = "model.onnx", "model.xml", "model.bin"
-TOKENIZER, MANIFEST = "tokenizer.json", "encoder.json"
+TABLE, TOKENIZER, MANIFEST = "table.npz", "tokenizer.json", "encoder.json"
 _CHUNK = 2048  # texts tokenised at once, and sorted by length among themselves
 
 # (input_ids, attention_mask), both (B, L) int64, to what the graph gives, (B, D) or (B, V) float32
 Session = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
+Run = Callable[[Sequence[Sequence[int]]], NDArray[np.float32]]  # the same of the token ids of B texts
 
 
 class Encoder:
     """One tower of a student; `manifest` says which, in which form, and what it was checked against."""
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, manifest: dict[str, Any]) -> None:
+    def __init__(self, run: Run, tokenizer: Tokenizer, manifest: dict[str, Any]) -> None:
         self.manifest = manifest
         self.dimension: int = manifest["dimension"]
-        self._session = session
+        self._run = run
         self._tokenizer = tokenizer
 
     @classmethod
@@ -45,14 +48,17 @@ class Encoder:
         were checked when it was exported, or is of a form that this machine cannot run.
         """
         manifest = _read_manifest(folder)
+        run: Run
         match manifest["runtime"]:
             case "onnx":
-                session = _open_onnx(folder, threads)
+                run = _padded(_open_onnx(folder, threads), manifest)
             case "openvino":
-                session = _open_openvino(folder, manifest["precision"], threads)
+                run = _padded(_open_openvino(folder, manifest["precision"], threads), manifest)
+            case "table":
+                run = StaticTable.load(folder / TABLE, manifest["table"]).vectors
             case other:
                 raise InputError(f"{folder / MANIFEST}: runtime {other!r} is unknown; export it again.")
-        return cls(session, Tokenizer.from_file(str(folder / TOKENIZER)), manifest)
+        return cls(run, Tokenizer.from_file(str(folder / TOKENIZER)), manifest)
 
     def encode(self, texts: Sequence[str]) -> Any:
         """The vectors of `texts`, in their order; the prompt is put before each.
@@ -95,7 +101,7 @@ class Encoder:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast([prompt + text for text in texts])]
 
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """What the graph gives of texts of similar length, (B, D), and their places."""
+        """What is made of texts of similar length, (B, D), and their places."""
         size = self.manifest["batch_size"]
         for start in range(0, len(texts), _CHUNK):
             token_ids = self.tokenize(texts[start : start + _CHUNK])
@@ -104,16 +110,21 @@ class Encoder:
                 places = order[first : first + size]
                 yield [start + place for place in places], self._run([token_ids[place] for place in places])
 
-    def _run(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """What the graph gives of one batch, (B, D) or (B, V)."""
+
+def _padded(session: Session, manifest: Mapping[str, Any]) -> Run:
+    """A graph at work on token ids of any lengths."""
+
+    def run(token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         longest = max(map(len, token_ids))
-        input_ids = np.full((len(token_ids), longest), self.manifest["pad_id"], np.int64)  # (B, L)
+        input_ids = np.full((len(token_ids), longest), manifest["pad_id"], np.int64)  # (B, L)
         attention_mask = np.zeros_like(input_ids)
         for row, ids in enumerate(token_ids):
-            used = slice(longest - len(ids), None) if self.manifest["padding_side"] == "left" else slice(len(ids))
+            used = slice(longest - len(ids), None) if manifest["padding_side"] == "left" else slice(len(ids))
             input_ids[row, used] = ids
             attention_mask[row, used] = 1
-        return self._session(input_ids, attention_mask)
+        return session(input_ids, attention_mask)
+
+    return run
 
 
 def check_index(encoder: Mapping[str, Any], index: Mapping[str, Any]) -> None:

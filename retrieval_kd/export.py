@@ -77,7 +77,7 @@ def export_encoder(
     made from that graph; how far they are from torch is in the manifest, and whether they retrieve well enough
     `quality` says. What fails is an InputError, and no folder.
     """
-    made = _parse(form)
+    made = parse(form)
     tower = [copy.deepcopy(module).cpu().float().eval() for module in modules]
     _check(tower, made, prompt, calibration)
     transformer: Any = tower[0]
@@ -138,12 +138,13 @@ def export_encoder(
             manifest["parity"]["equal_bits"] = float(((vectors > 0) == (expected > 0)).mean())
         write_json(scratch / MANIFEST, manifest)
         if quality is not None:
-            manifest["quality"] = _check_quality(Encoder.load(scratch), made, quality, folder)
+            manifest["quality"] = check_quality(Encoder.load(scratch), made, quality, folder)
             write_json(scratch / MANIFEST, manifest)
     return dict(read_json(folder / MANIFEST))
 
 
-def _parse(form: str) -> Form:
+def parse(form: str) -> Form:
+    """The form of this name; InputError if there is none."""
     try:
         return parse_form(form)
     except ValueError as error:
@@ -202,7 +203,7 @@ def _check_error(
         )
 
 
-def _check_quality(encoder: Encoder, form: Form, quality: Quality, folder: Path) -> dict[str, Any]:
+def check_quality(encoder: Encoder, form: Form, quality: Quality, folder: Path) -> dict[str, Any]:
     """What the manifest says of retrieval with the form; InputError where it loses more than it may."""
     found = quality.measure(encoder.encode(quality.queries))
     change = found / quality.expected - 1 if quality.expected else 0.0

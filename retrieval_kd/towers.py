@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -12,16 +13,21 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module, Normalize, Router
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch import Tensor, nn
 
 from retrieval_kd.engines import EnginePrecision, compile_module
+from retrieval_kd.files import hash_texts
 from retrieval_kd.gather import encode_sorted
+from retrieval_kd.lexical_embedding import LexicalEmbedding
 from retrieval_kd.types import SIDES, InputError, Side
 from retrieval_kd.weights import hash_weights, locate_model
 
 Encode = Callable[[Sequence[str], int], NDArray[np.float32]]
 EXAMPLE = ("a text of a few words", "another")  # what a graph is traced with
+BAGS = (StaticEmbedding, LexicalEmbedding)  # modules that look up rows, instead of a transformer
+_OURS = {f"{LexicalEmbedding.__module__}.{LexicalEmbedding.__name__}": LexicalEmbedding}
 
 
 class Reading(Protocol):
@@ -81,7 +87,11 @@ def load_towers(
     `max_length` is in tokens and can only shorten. Prompts default to those saved with the model. `form` is the class
     of Sentence Transformers that the model is.
     """
-    model: Any = form(str(locate_model(name, revision)), device="cpu", local_files_only=True)
+    folder = locate_model(name, revision)
+    if _names_ours(folder):  # our module needs no trust_remote_code here, and no other package's is trusted for it
+        model: Any = form._load_with_module_classes(str(folder), _OURS, device="cpu", local_files_only=True)
+    else:
+        model = form(str(folder), device="cpu", local_files_only=True)
     model.float().eval()  # files may hold halves, and `precision` says what products are computed in
     modules: list[Any] = list(model)
     if isinstance(modules[0], Router):
@@ -94,7 +104,9 @@ def load_towers(
         query = document = nn.ModuleList(modules)
         readers = modules[:1]
     for reader in readers:
-        if max_length is not None:
+        if max_length is not None and isinstance(reader, BAGS):
+            reader.tokenizer.enable_truncation(min(max_length, bag_length(reader) or max_length))
+        elif max_length is not None:
             reader.max_seq_length = min(max_length, reader.max_seq_length or max_length)
             if not hasattr(reader, "auto_model"):  # static embeddings go by their tokenizer's
                 reader.tokenizer.model_max_length = reader.max_seq_length
@@ -106,6 +118,18 @@ def load_towers(
         prompts.get("query") or "" if query_prompt is None else query_prompt,
         prompts.get("document") or "" if document_prompt is None else document_prompt,
     )
+
+
+def _names_ours(folder: Path) -> bool:
+    """Whether a saved model has a module of this package."""
+    files = [folder / name for name in ("modules.json", "router_config.json")]
+    return any(name in file.read_text(encoding="utf-8") for file in files if file.exists() for name in _OURS)
+
+
+def bag_length(reader: Any) -> int | None:
+    """Tokens at which a static or lexical module's tokenizer cuts a text; None where it reads all."""
+    found = reader.tokenizer.truncation
+    return None if found is None else int(found["max_length"])
 
 
 def keep_layers(transformer: Any, layers: Sequence[int]) -> None:
@@ -155,11 +179,15 @@ def set_dropout(modules: nn.Module, dropout: float | None) -> None:
 
 def describe(modules: nn.ModuleList, precision: str) -> dict[str, Any]:
     """What decides a tower's vectors: kinds of modules, their settings, a hash of their weights."""
+    first: Any = modules[0]
+    bags = isinstance(first, BAGS)
     return {
         "modules": [_settings(module) for module in modules],
         "weights": hash_weights(modules),
-        "max_length": getattr(modules[0], "max_seq_length", None),
+        "max_length": bag_length(first) if bags else getattr(first, "max_seq_length", None),
         "precision": precision,
+        # which rows a text has is all in the tokenizer
+        **({"tokenizer": hash_texts([first.tokenizer.to_str()])} if bags else {}),
     }
 
 
@@ -284,10 +312,17 @@ def pad(token_ids: Sequence[NDArray[np.int32]], pad_id: int, device: torch.devic
 
 
 def tokenize(modules: nn.ModuleList, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids as a tower reads them, cut at its maximum length; a table of weights goes without special tokens."""
+    """Token ids as a tower reads them, cut at its maximum length; tables go without special tokens.
+
+    A lexical tower reads the rows of its n-grams.
+    """
     if not texts:
         return []
     first: Any = modules[0]
+    if isinstance(first, LexicalEmbedding):
+        return first.find(texts)
+    if isinstance(first, StaticEmbedding):
+        return [one.ids for one in first.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
     encoded = first.tokenizer(
         list(texts),
         truncation=True,

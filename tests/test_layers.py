@@ -24,10 +24,11 @@ LAYERS = [
     | {"prompts", "backward"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"engines", "first_token", "lora", "pair_head", "pooling", "token_vectors"}
+    | {"bag_student", "lexical_embedding", "ngrams", "static_start", "static_table"}
     | {"lexical_start", "query_table", "sparse_student", "sparse_towers", "vocabulary_head"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
-    | {"export_onnx", "export_openvino"}
+    | {"export_onnx", "export_openvino", "export_table"}
     | {"diagnostics", "answers", "workers", "cluster", "pricing"},
     {"pipeline"},
     {
@@ -186,6 +187,7 @@ def test_extras_are_those_of_pyproject() -> None:
         "sys.argv = ['rkd', 'serve', '--help']; runpy.run_module('retrieval_kd', run_name='__main__')",
         "from retrieval_kd.tables import kind_module; kind_module('index', 'faiss')",
         "import retrieval_kd.query_table",
+        "import retrieval_kd.static_table",
     ],
 )
 def test_imports_without_torch(code: str) -> None:

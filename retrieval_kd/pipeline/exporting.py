@@ -16,6 +16,7 @@ from retrieval_kd.data import load_collection
 from retrieval_kd.encoder import Encoder, check_index
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.export import Quality, export_encoder
+from retrieval_kd.export_table import export_table
 from retrieval_kd.forms import Form, parse_form
 from retrieval_kd.index import Vectors, build_index, open_index, read_manifest
 from retrieval_kd.pipeline.workspace import Workspace
@@ -24,7 +25,7 @@ from retrieval_kd.sample import spread
 from retrieval_kd.scoring import fill_vectors
 from retrieval_kd.sparse_towers import encode_sparse
 from retrieval_kd.teachers.bi_encoder import BiEncoder
-from retrieval_kd.towers import Towers
+from retrieval_kd.towers import BAGS, Towers
 from retrieval_kd.types import SIDES, Collection, Queries, Side
 
 TABLE = "table"  # the served form of a query tower that is a table of weights
@@ -56,7 +57,8 @@ def open_served(workspace: Workspace, threads: int) -> list[Served]:
     for form in forms_of(workspace):
         encoder = Encoder.load(folder / form.name, threads)
         check_index(encoder.manifest, read_manifest(indexes / form.index))
-        engine, parameters = f"{form.runtime} {form.precision}", encoder.manifest["parameters"]
+        engine = f"{encoder.manifest['runtime']} {form.precision}"
+        parameters = encoder.manifest["parameters"]
         name = student_name(form.name)
         served.append(Served(name, encoder.encode, folder / form.name, indexes / form.index, engine, parameters))
     return served
@@ -97,28 +99,35 @@ def export_forms(workspace: Workspace, folder: Path) -> dict[str, Any]:
         checked = [*texts[:64], *workspace.document_texts(render)[:8]]
         expected = _quality(_encode(workspace, texts), indexes / "index", queries, collection)
         facts["torch nDCG@10"] = round(expected, 6)
+        tower: list[Any] = list(towers.query)
         for form in forms_of(workspace):
-            manifest = export_encoder(
-                list(towers.query),
-                folder / form.name,
-                form.name,
-                prompt=towers.query_prompt,
-                identity=identities["query"],
-                document_identity=identities["document"],
-                check_texts=checked,
-                vector_tolerance=settings.vector_tolerance,
-                calibration=[training[place] for place in spread(len(training), settings.calibration)],
-                quality=Quality(
+            given: dict[str, Any] = {
+                "identity": identities["query"],
+                "document_identity": identities["document"],
+                "check_texts": checked,
+                "vector_tolerance": settings.vector_tolerance,
+                "quality": Quality(
                     texts,
                     partial(_quality, index=indexes / form.index, queries=queries, collection=collection),
                     expected,
                     settings.quality_tolerance,
                     {"collection": collection.name, "split": _split(workspace)},
                 ),
-                widths=sorted({width for stage in workspace.recipe.stages for width in stage.widths}),
-                top_k=towers.model.max_active_dims if workspace.sparse else None,
-                traced=Path(traced),
-            )
+            }
+            if isinstance(tower[0], BAGS):
+                manifest = export_table(tower, folder / form.name, form.name, **given)
+            else:
+                manifest = export_encoder(
+                    tower,
+                    folder / form.name,
+                    form.name,
+                    prompt=towers.query_prompt,
+                    calibration=[training[place] for place in spread(len(training), settings.calibration)],
+                    widths=sorted({width for stage in workspace.recipe.stages for width in stage.widths}),
+                    top_k=towers.model.max_active_dims if workspace.sparse else None,
+                    traced=Path(traced),
+                    **given,
+                )
             facts[f"{form.name} nDCG@10"] = manifest["quality"]["ndcg_10"]
     return facts
 

@@ -199,7 +199,7 @@ def _keep_vectors(workspace: Workspace, documents: Sequence[str], inputs: list[A
 
 
 def export(workspace: Workspace) -> None:
-    """Write the query tower as one graph a form; refuse a form that loses more quality than allowed.
+    """Write the query tower as one graph or table a form; refuse a form that loses more quality than allowed.
 
     fp32 must equal torch's vectors to `export.vector_tolerance`; every form must keep nDCG@10 on the test split, or
     on `export.collection`, to `export.quality_tolerance` of torch's. A sparse query tower that is a table of weights

@@ -21,7 +21,7 @@ from retrieval_kd.methods import method_names, read_method
 from retrieval_kd.pipeline import Workspace
 from retrieval_kd.recipe import Recipe, load_recipe
 from retrieval_kd.stages import Training
-from retrieval_kd.students import inference_free, load_student
+from retrieval_kd.students import inference_free, lexical, load_student, static
 from retrieval_kd.train.loop import train
 from retrieval_kd.trainset import Tokens, TrainSet
 from retrieval_kd.types import Hits
@@ -52,6 +52,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_masked_lm(folder / "masked", width=WIDTH)
     chosen = inference_free.Options(model=str(folder / "masked"), max_length=24)
     inference_free.begin(chosen, TEXTS["document"], folder / "started")
+    static.begin(static.Options(model=str(folder / "model")), TEXTS["document"], folder / "table")
+    small = lexical.Options(model=str(folder / "model"), hidden=(8, 8), dimension=WIDTH)
+    lexical.begin(small, TEXTS["document"], folder / "ngrams")
     config = BertConfig.from_pretrained(folder / "model-transformer", num_labels=1)
     torch.manual_seed(0)
     BertForSequenceClassification(config).save_pretrained(folder / "classifier")
@@ -71,7 +74,7 @@ def write(name: str, place: Path) -> tuple[Path, list[str]]:
     kind = student_kind(read_method(name), KINDS)
     assert kind is not None
     folders = {"cross_encoder": "classifier", "late_interaction": "model-transformer", "splade": "masked"}
-    folders["inference_free"] = "started/model"
+    folders |= {"inference_free": "started/model", "static": "table/model", "lexical": "ngrams/model"}
     models = {
         kind: str(place / folders.get(kind, "model")) for kind in (*KINDS, "bi_encoder", "cross_encoder", "dense")
     }

@@ -1,0 +1,67 @@
+"""Served tables: a text is a sum of rows, perhaps through a small network, with numpy alone.
+
+One file holds the arrays: `rows` (V, D) float32, or int8 with `scales` (V,) float32; for n-grams their `keys` (V,)
+uint64, rising; and `layer0`, `layer1`, ... (E, D) float32 of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_kd.ngrams import find_ngrams
+
+Precision = Literal["fp32", "int8"]
+Vector = NDArray[np.float32]
+
+
+class StaticTable:
+    """The rows of tokens or n-grams, and what is made of their sum; see `LexicalEmbedding` for the network."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], longest: int = 1, residual: bool = False) -> None:
+        self._rows, self._scales, self._keys = arrays["rows"], arrays.get("scales"), arrays.get("keys")
+        self._layers = [arrays[f"layer{number}"] for number in range(sum(name.startswith("layer") for name in arrays))]
+        self._longest, self._residual = longest, residual
+
+    @classmethod
+    def load(cls, path: Path, settings: Mapping[str, Any]) -> StaticTable:
+        """Open what `save_table` wrote; `settings` are the n-grams' and the network's."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(dict(arrays), **settings)
+
+    def vectors(self, token_ids: Sequence[Sequence[int]]) -> Vector:
+        """Vectors of unit length (n, D) of texts given by their token ids; of none that is known, zeros."""
+        return np.stack([self._vector(np.array(ids, np.int64)) for ids in token_ids])
+
+    def _vector(self, ids: NDArray[np.int64]) -> Vector:
+        places = ids if self._keys is None else find_ngrams(ids, self._keys, self._longest)
+        rows = self._rows[places]
+        x = _unit(rows.sum(0) if self._scales is None else self._scales[places] @ rows.astype(np.float32))
+        hidden = x
+        for number, layer in enumerate(self._layers):
+            if number or not self._residual:
+                hidden = _unit(np.maximum(hidden, 0.0))
+            hidden = layer @ hidden
+        return _unit(x + hidden if self._residual else hidden) if self._layers else x
+
+
+def _unit(vector: Vector) -> Vector:
+    length = float(vector @ vector) ** 0.5
+    return vector / np.float32(max(length, 1e-12))
+
+
+def table_arrays(
+    rows: Vector, form: Precision, keys: NDArray[np.uint64] | None = None, layers: Sequence[Vector] = ()
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a table; int8 rows have each a scale, so that its largest number is 127."""
+    arrays: dict[str, NDArray[Any]] = {"rows": rows}
+    if form == "int8":
+        scales = (np.abs(rows).max(1) / 127).astype(np.float32)
+        whole = np.rint(rows / np.where(scales > 0, scales, 1)[:, None])
+        arrays = {"rows": whole.astype(np.int8), "scales": scales}
+    arrays |= {} if keys is None else {"keys": keys}
+    return arrays | {f"layer{number}": layer for number, layer in enumerate(layers)}
