@@ -24,7 +24,9 @@ def fuse_hits(first: Hits, second: Hits, weight: float, k: int | None = None) ->
     width = first.rows.shape[1] + second.rows.shape[1]
     fused = Hits.none(len(first), width if k is None else min(k, width))
     for query in range(len(first)):
-        lists = [(hits.rows[query][hits.valid[query]], hits.scores[query][hits.valid[query]]) for hits in (first, second)]
+        lists = [
+            (hits.rows[query][hits.valid[query]], hits.scores[query][hits.valid[query]]) for hits in (first, second)
+        ]
         found = np.union1d(lists[0][0], lists[1][0])  # rising
         total = np.zeros(len(found))
         for share, (rows, scores) in zip((1.0, weight), lists, strict=True):
@@ -36,7 +38,9 @@ def fuse_hits(first: Hits, second: Hits, weight: float, k: int | None = None) ->
     return fused
 
 
-def tune_weight(first: Hits, second: Hits, measure: Callable[[Hits], float], k: int) -> tuple[float, dict[float, float]]:
+def tune_weight(
+    first: Hits, second: Hits, measure: Callable[[Hits], float], k: int
+) -> tuple[float, dict[float, float]]:
     """The weight of the second list under which `measure` of the best `k` is highest; what it was under each weight.
 
     The weights tried are RELATIVE_WEIGHTS times the ratio of the lists' mean ranges; of equally good ones the lowest.

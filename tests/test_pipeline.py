@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from retrieval_kd import pipeline
 from retrieval_kd.encoder import Encoder
-from retrieval_kd.files import read_json
+from retrieval_kd.files import load_hits, read_json
 from retrieval_kd.pipeline import Workspace
 from retrieval_kd.teachers import load_teacher
 from retrieval_kd.teachers.bi_encoder import BiEncoder
@@ -383,11 +383,12 @@ def test_a_hybrid_of_a_given_weight(place: Path, report: dict[str, object]) -> N
     """Weight 0 is the student's own order, as far as its list goes; nothing is tuned."""
     made, found = evaluate_hybrid(place, "given", '{ searcher = "bm25", weight = 0.0 }')
     assert found["facts"]["hybrid"] == {"searcher": "bm25", "weight": 0.0}
-    assert found["systems"]["student + bm25"]["nDCG@10"] == pytest.approx(report["systems"]["student"]["nDCG@10"])
+    fused, student = load_hits(made.folder / "hybrid"), load_hits(made.folder / "runs/student")
+    np.testing.assert_array_equal(fused.rows[:, :9], student.rows[:, :9])  # the tenth is level with what it lacks
 
 
 def test_hybrids_that_cannot_be(place: Path, report: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="there are: bm25, teacher, .*; did you mean 'bm25'"):
+    with pytest.raises(InputError, match=r"there are: bm25, teacher, .*; did you mean 'bm25'"):
         workspace(place, "tiny", 'evaluation.hybrid={ searcher = "bm26" }')
     (place / "toy/qrels/unjudged.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t0\n")
     shutil.copytree(place / "work/tiny", place / "work/unjudged")

@@ -61,8 +61,8 @@ def fuse_with_student(workspace: Workspace, hybrid: Hybrid, run: Hits) -> tuple[
     tuning = [tuned.ids, tuned.qrels, METRIC, RELATIVE_WEIGHTS]
     searched = workspace.made("runs", "search")["key"]
     made = workspace.make("hybrid", [hybrid.model_dump(), searched, searcher.identity, depth, read, tuning], work)
-    facts = {key: made[key] for key in ("searcher", "weight", "tuned") if key in made}
-    return load_hits(workspace.folder / "hybrid"), facts
+    said: dict[str, Any] = {key: made[key] for key in ("searcher", "weight", "tuned") if key in made}
+    return load_hits(workspace.folder / "hybrid"), said
 
 
 def _searcher(workspace: Workspace, name: str) -> tuple[Teacher, Rendering]:

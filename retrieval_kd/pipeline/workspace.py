@@ -86,8 +86,8 @@ class Workspace:
             searchers = [name for name in dict.fromkeys([*self.renders, *self.named_sources]) if name not in files]
             if hybrid.searcher not in searchers:
                 raise InputError(
-                    f"evaluation.hybrid.searcher is {hybrid.searcher!r}, which is no teacher and no candidate source that "
-                    f"searches here; there are: {', '.join(searchers)}{did_you_mean(hybrid.searcher, searchers) or '.'}"
+                    f"evaluation.hybrid.searcher is {hybrid.searcher!r}, which is no teacher and no candidate source "
+                    f"that searches here; there are: {', '.join(searchers)}{did_you_mean(hybrid.searcher, searchers) or '.'}"
                 )
         if not dry:
             write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
