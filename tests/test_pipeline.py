@@ -327,7 +327,7 @@ def test_labels_are_missed_before_training(place: Path) -> None:
     zeroed = [text[0], *(line.rsplit("\t", 1)[0] + "\t0" for line in text[1:])]
     (place / "unjudged/qrels/train.tsv").write_text("\n".join(zeroed))
     overrides = [f"data.collection={place / 'unjudged'}"]
-    made = Workspace(place / "reranker.toml", place / "work/unjudged", overrides=overrides)
+    made = Workspace(place / "reranker.toml", place / "work/nothing-to-tune-on", overrides=overrides)
     pipeline.mine(made)
     pipeline.score(made)
     with pytest.raises(InputError, match="no training query has a relevant document"):
@@ -391,8 +391,8 @@ def test_hybrids_that_cannot_be(place: Path, report: dict[str, object]) -> None:
     with pytest.raises(InputError, match=r"there are: bm25, teacher, .*; did you mean 'bm25'"):
         workspace(place, "tiny", 'evaluation.hybrid={ searcher = "bm26" }')
     (place / "toy/qrels/unjudged.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t0\n")
-    shutil.copytree(place / "work/tiny", place / "work/unjudged")
+    shutil.copytree(place / "work/tiny", place / "work/nothing-to-tune-on")
     overrides = ['evaluation.hybrid={ searcher = "bm25" }', 'data.train="unjudged"']
-    made = Workspace(place / "tiny.toml", place / "work/unjudged", overrides=overrides)
+    made = Workspace(place / "tiny.toml", place / "work/nothing-to-tune-on", overrides=overrides)
     with pytest.raises(InputError, match=r"judgements of the train split, which has none; give .*hybrid\.weight"):
         pipeline.evaluate(made)
