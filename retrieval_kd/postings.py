@@ -108,8 +108,9 @@ def search(
     sums, able = np.zeros(min(window, documents), np.float32), np.empty(min(window, documents), np.uint16)
     for query in range(begin, end):
         some = slice(indptr[query], indptr[query + 1])
-        asked = columns[some], factors[some]
-        found = _search_one(*asked, documents, window, postings, sums, able, rows[query], scores[query])
+        found = _search_one(
+            columns[some], factors[some], documents, window, postings, sums, able, rows[query], scores[query]
+        )
         _sort(rows[query], scores[query], found)
 
 

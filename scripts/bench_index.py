@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--label", help="what the table calls the vectors of --vectors")
     parser.add_argument("--copies", type=int, default=1, help="of each document, each with weights a little different")
     parser.add_argument("--kinds", nargs="*", default=["impact", "lucene", "seismic"], choices=PACKAGES)
-    parser.add_argument("--build", action="store_true", help="build what is not kept yet, and search nothing")
+    parser.add_argument("--build", action="store_true", help="make what is not kept yet, and search nothing")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--table", type=Path)
     return parser.parse_args()
@@ -104,11 +104,11 @@ def _bench(folder: Path, label: str, make: Callable[[], Vectors], arguments: arg
     figures["terms_a_query"] = {name: round(asked.nnz / asked.shape[0], 1) for name, asked in queries.items()}
     figures["machine"] = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     figures.setdefault("versions", {}).update({PACKAGES[kind]: version(PACKAGES[kind]) for kind in arguments.kinds})
+    tenth = {name: _tenth(folder / f"tenth-{name}.npy", documents, asked) for name, asked in queries.items()}
     for kind in arguments.kinds:
         index = _index(kind, documents, folder / kind)
         for name, asked in {} if arguments.build else queries.items():
-            tenth = _tenth(folder / f"tenth-{name}.npy", documents, asked)
-            figures["found"][f"{kind}, {name}"] = _measure(index, documents, asked, tenth)
+            figures["found"][f"{kind}, {name}"] = _measure(index, documents, asked, tenth[name])
     for name in queries:
         rates = [figures["found"].get(f"{kind}, {name}", {}).get("queries_per_second") for kind in ("impact", "lucene")]
         if all(rates):
