@@ -21,10 +21,10 @@ LAYERS = [
     | {"forms"}
     | {"__init__"},
     {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"}
-    | {"prompts", "backward"},
+    | {"prompts", "backward", "fusion"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"engines", "first_token", "lora", "pair_head", "pooling", "token_vectors"}
-    | {"bag_student", "lexical_embedding", "ngrams", "static_start", "static_table"}
+    | {"bag_student", "lexical_embedding", "ngrams", "static_start", "static_table", "postings"}
     | {"lexical_start", "query_table", "sparse_student", "sparse_towers", "vocabulary_head"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}

@@ -29,7 +29,7 @@ from retrieval_kd.types import Hits, InputError
 
 Vectors: TypeAlias = Any  # NDArray of float32 or uint8, or scipy.sparse.csr_array, which has no types
 MANIFEST = "index.json"
-FORMAT = 2
+FORMAT = 3
 _IDS = "document_ids.json"
 
 

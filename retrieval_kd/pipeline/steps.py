@@ -277,6 +277,12 @@ def search(workspace: Workspace) -> None:
     workspace.make("runs", [*read_from, depth, read], work)
 
 
+def search_student(workspace: Workspace, texts: Sequence[str], k: int) -> Hits:
+    """The `k` best documents of each query by the student, in its first exported form, through its index."""
+    served = open_served(workspace, threads=2)[0]
+    return open_index(served.index).search(served.encode(texts), k)
+
+
 def load_runs(workspace: Workspace) -> dict[str, Hits]:
     """The student's runs by name."""
     manifest = workspace.made("runs", "search")
