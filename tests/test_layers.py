@@ -18,7 +18,7 @@ from retrieval_kd.extras import EXTRA_OF
 PACKAGE = Path(retrieval_kd.__file__).parent
 LAYERS = [
     {"types", "files", "extras", "recipe", "stages", "tables", "progress", "weights", "methods", "usage", "sample"}
-    | {"__init__"},
+    | {"suite", "__init__"},
     {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"}
     | {"prompts", "backward"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
@@ -26,11 +26,12 @@ LAYERS = [
     | {"lexical_start", "query_table", "sparse_student", "sparse_towers", "vocabulary_head"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
-    | {"diagnostics", "answers", "workers", "cluster", "pricing"},
+    | {"diagnostics", "answers", "workers", "cluster", "pricing", "compare", "suite_report"},
     {"pipeline"},
     {
         "cli",
         "cli_diagnostics",
+        "cli_evaluate",
         "cli_methods",
         "cli_output",
         "cli_pricing",
