@@ -1,8 +1,8 @@
 """Systems compared query by query: one structure of JSON types, written as Markdown, LaTeX or HTML.
 
-    {"collection", "split", "queries", "metric", "relevance", "level", "rounds",
-     "systems": {name: {"letter", "means": {metric: mean}, "interval": [low, high], "beats": [names]}}, best first,
-     "pairs": [fields of `Pair`], "notes": [lines], "listing": [{"first", "second", "wins", "losses"}]}
+{"collection", "split", "queries", "metric", "relevance", "level", "rounds",
+ "systems": {name: {"letter", "means": {metric: mean}, "interval": [low, high], "beats": [names]}}, best first,
+ "pairs": [fields of `Pair`], "power": [lines], "listing": [{"first", "second", "wins", "losses"}]}
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_kd.evaluate.significance import Pair, bootstrap_interval, pairwise
-from retrieval_kd.files import read_lines
+from retrieval_kd.files import atomic, read_lines
 from retrieval_kd.metrics import parse_metric
 from retrieval_kd.types import InputError
 
@@ -75,7 +75,7 @@ def compare(
         "rounds": rounds,
         "systems": records,
         "pairs": [asdict(pair) for pair in pairs],
-        "notes": _power(pairs, len(measured.query_ids), level),
+        "power": _power(pairs, len(measured.query_ids), level),
         "listing": [_listing(measured, texts, pair, ordered, listing) for pair in pairs if listing],
     }
 
@@ -112,6 +112,18 @@ def read_per_query(path: Path) -> Measured:
     return Measured(ids, systems)
 
 
+def write_per_query(path: Path, measured: Measured) -> None:
+    """Write what `read_per_query` reads, atomically."""
+    metrics = list(dict.fromkeys(metric for quality in measured.systems.values() for metric in quality))
+    with atomic(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["query", "system", *metrics])
+        for system, quality in measured.systems.items():
+            for place, query_id in enumerate(measured.query_ids):
+                values = [repr(float(quality[metric][place])) if metric in quality else "" for metric in metrics]
+                writer.writerow([query_id, system, *values])
+
+
 def join(parts: Mapping[str, Measured]) -> Measured:
     """Systems from several places over the same queries, in the order of the first; equal names are told apart.
 
@@ -137,12 +149,12 @@ def join(parts: Mapping[str, Measured]) -> Measured:
 def markdown(comparison: Comparison) -> str:
     """Tables of the systems and of their pairs, what the queries cannot show, and the listing."""
     heads, rows = _system_rows(comparison)
-    lines = _markdown_table(heads, rows, left=2)
+    lines = markdown_table(heads, rows, left=2)
     pairs = comparison["pairs"]
     if pairs:
-        lines += ["", *_markdown_table(*_pair_rows(pairs), left=1)]
+        lines += ["", *markdown_table(*_pair_rows(pairs), left=1)]
         lines += ["", f"*{_method(comparison)}*"]
-    lines += [f"\n{note}" for note in comparison["notes"]]
+    lines += [f"\n{note}" for note in comparison["power"]]
     for one in comparison["listing"]:
         lines += ["", f"### {one['first']} against {one['second']}"]
         for title, key in (("won", "wins"), ("lost", "losses")):
@@ -152,8 +164,19 @@ def markdown(comparison: Comparison) -> str:
                     [case["query"], *(_number(case[side]) for side in ("first", "second")), case["text"]]
                     for case in one[key]
                 ]
-                lines += _markdown_table(["query", one["first"], one["second"], "text"], found, left=1)
+                lines += markdown_table(["query", one["first"], one["second"], "text"], found, left=1)
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """The lines of a table: the first `left` columns, and texts, are set left, numbers right."""
+    rule = [
+        "---" if number < left or head in ("text", "beats", "source") else "---:" for number, head in enumerate(heads)
+    ]
+    return [
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+        for line in (heads, rule, *rows)
+    ]
 
 
 def latex(comparison: Comparison) -> str:
@@ -187,10 +210,12 @@ def html_page(comparison: Comparison) -> str:
     parts = [_html_table(*_system_rows(comparison))]
     if comparison["pairs"]:
         parts += [_html_table(*_pair_rows(comparison["pairs"])), f"<p>{html.escape(_method(comparison))}</p>"]
-    parts += [f"<p>{html.escape(note)}</p>" for note in comparison["notes"]]
+    parts += [f"<p>{html.escape(note)}</p>" for note in comparison["power"]]
     for one in comparison["listing"]:
         parts.append(f"<h3>{html.escape(one['first'])} against {html.escape(one['second'])}</h3>")
-        cases = [[c["query"], _number(c["first"]), _number(c["second"]), c["text"]] for c in one["wins"] + one["losses"]]
+        cases = [
+            [c["query"], _number(c["first"]), _number(c["second"]), c["text"]] for c in one["wins"] + one["losses"]
+        ]
         parts.append(_html_table(["query", one["first"], one["second"], "text"], cases))
     title = html.escape(f"{comparison.get('collection', 'systems')}: {comparison['metric']}")
     body = "\n".join(parts)
@@ -302,15 +327,6 @@ def _method(comparison: Comparison) -> str:
         f"randomisation test, two-sided, {comparison['rounds']:,} rounds, Holm over {len(comparison['pairs'])} pairs, at "
         f"{comparison['level']:g}. Intervals: percentile bootstrap over queries, {comparison['rounds']:,} rounds."
     )
-
-
-def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """The first `left` columns, and texts, are set left, numbers right."""
-    rule = ["---" if number < left or head in ("text", "beats") else "---:" for number, head in enumerate(heads)]
-    return [
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
-        for line in (heads, rule, *rows)
-    ]
 
 
 def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,10 +1,10 @@
 """Names of metrics: every alias of the field is read, one form is printed.
 
-    nDCG@10           NDCG@10  ndcg_cut_10  ndcg_cut.10  ndcg_at_10  cosine_ndcg@10  NanoBEIR_mean_cosine_ndcg@10
-    MRR@10            RR@10  mrr_at_10  recip_rank -M 10
-    R@1000            Recall@1000  recall_1000  recall.1000  R@1K
-    MAP, MAP@100      AP  map_cut_100  map -M 100
-    R(rel=2)@1000     recall_1000 -l 2                 relevant from grade 2, whatever the collection says
+nDCG@10           NDCG@10  ndcg_cut_10  ndcg_cut.10  ndcg_at_10  cosine_ndcg@10  NanoBEIR_mean_cosine_ndcg@10
+MRR@10            RR@10  mrr_at_10  recip_rank -M 10
+R@1000            Recall@1000  recall_1000  recall.1000  R@1K
+MAP, MAP@100      AP  map_cut_100  map -M 100
+R(rel=2)@1000     recall_1000 -l 2                 relevant from grade 2, whatever the collection says
 """
 
 from __future__ import annotations

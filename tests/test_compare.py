@@ -55,7 +55,7 @@ def test_who_beats_whom_is_what_the_corrected_tests_say() -> None:
 
 
 def test_what_could_not_be_seen_is_said() -> None:
-    (note,) = FOUND["notes"]
+    (note,) = FOUND["power"]
     pair = next(one for one in FOUND["pairs"] if {one["first"], one["second"]} == {"a|b", "same"})
     assert f"one below {pair['detectable']:.3f} less than four times in five" in note
     assert abs(pair["difference"]) < pair["detectable"] < 0.06
@@ -90,7 +90,9 @@ def test_markdown() -> None:
 def test_latex() -> None:
     text = latex(FOUND)
     assert r"a & top\_1 & \textbf{" in text
-    assert re.search(r"\\textbf\{0\.\d{3}\}\$\^\{bcd\}\$ & \\textbf\{0\.\d{3}\} \\\\", text)  # letters on the first metric
+    assert re.search(
+        r"\\textbf\{0\.\d{3}\}\$\^\{bcd\}\$ & \\textbf\{0\.\d{3}\} \\\\", text
+    )  # letters on the first metric
     assert text.count(r"\\") == 5
     assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
 
@@ -115,7 +117,7 @@ def test_html_holds_the_cells_of_the_markdown() -> None:
 
 def test_one_system_has_nobody_to_beat() -> None:
     alone = compare(Measured(IDS, {"one": quality(0.0)}), "MRR@10")
-    assert (alone["pairs"], alone["notes"], alone["systems"]["one"]["beats"]) == ([], [], [])
+    assert (alone["pairs"], alone["power"], alone["systems"]["one"]["beats"]) == ([], [], [])
     assert markdown(alone).count("\n") == 3
 
 

@@ -55,7 +55,8 @@ def test_a_mistyped_name_is_guessed(name: str, guess: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["precision@1", "nDCG@0", "nDCG@", "R(rel=0)@1000", "R@1000(rel=2)", "ndcg@10x", "xndcg@10", "", "my_ndcg@10"]
+    "name",
+    ["precision@1", "nDCG@0", "nDCG@", "R(rel=0)@1000", "R@1000(rel=2)", "ndcg@10x", "xndcg@10", "", "my_ndcg@10"],
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="there is no metric"):

@@ -109,9 +109,7 @@ def against_baseline(
     return compared
 
 
-def pairwise(
-    systems: Mapping[str, Values], rounds: int = 10_000, level: float = 0.05, seed: int = 0
-) -> list[Pair]:
+def pairwise(systems: Mapping[str, Values], rounds: int = 10_000, level: float = 0.05, seed: int = 0) -> list[Pair]:
     """Compare all systems with one another; each test is corrected by `holm` over all pairs.
 
     The intervals are of 1 - `level`; `detectable` is at `level` divided by the number of pairs, which is what the
@@ -156,7 +154,9 @@ def _effect(count: int, level: float, power: float) -> float:
     bound, root = t.ppf(1 - level / 2, count - 1), np.sqrt(count)
 
     def missing(effect: float) -> float:
-        return power - float(nct.sf(bound, count - 1, effect * root))  # of finding it; the other side's chance is negligible
+        return power - float(
+            nct.sf(bound, count - 1, effect * root)
+        )  # of finding it; the other side's chance is negligible
 
     high = 1 / root
     while missing(high) > 0:
