@@ -324,8 +324,8 @@ def _pair_rows(pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list
 def _method(comparison: Comparison) -> str:
     return (
         f"{comparison['metric']} of {comparison['queries']:,} queries. A system beats another by a paired "
-        f"randomisation test, two-sided, {comparison['rounds']:,} rounds, Holm over {len(comparison['pairs'])} pairs, at "
-        f"{comparison['level']:g}. Intervals: percentile bootstrap over queries, {comparison['rounds']:,} rounds."
+        f"randomisation test, two-sided, {comparison['rounds']:,} rounds, Holm over {len(comparison['pairs'])} "
+        f"pairs, at {comparison['level']:g}. Intervals: percentile bootstrap over queries, as many rounds."
     )
 
 

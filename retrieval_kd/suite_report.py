@@ -167,15 +167,10 @@ def _text(report: Report) -> str:
         lines += [
             *[f"- {note}" for note in one["notes"]],
             *([""] if one["notes"] else []),
-            markdown(_bare(one)).rstrip(),
+            markdown(one).rstrip(),
         ]
     lines += ["", "## Machine", "", *[f"- {key}: {_plain(value)}" for key, value in report["machine"].items()]]
     return "\n".join(lines) + "\n"
-
-
-def _bare(one: Mapping[str, Any]) -> Report:
-    """A comparison with the notes that are its own."""
-    return {**one, "notes": one["power"]}
 
 
 def _what(one: Mapping[str, Any]) -> str:

@@ -121,14 +121,15 @@ def pairwise(systems: Mapping[str, Values], rounds: int = 10_000, level: float =
     t_values = [paired_t(systems[first], systems[second]) for first, second in names]
     return [
         Pair(
-            *pair,
+            first,
+            second,
             float(values.mean()),
             bootstrap_interval(values, rounds, 1 - level, seed),
             *(p, adjusted_p, t_p, adjusted_t_p),
             *_counts(values),
             detectable(values, level / len(names)),
         )
-        for pair, values, p, adjusted_p, t_p, adjusted_t_p in zip(
+        for (first, second), values, p, adjusted_p, t_p, adjusted_t_p in zip(
             names, differences, p_values, holm(p_values), t_values, holm(t_values), strict=True
         )
     ]

@@ -9,7 +9,7 @@ A stopped suite goes on where it was; what is finished is made again only if som
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,8 @@ from retrieval_kd.suite_report import suite_report, write_suite_report
 from retrieval_kd.tables import Component, did_you_mean, kind_module, options
 from retrieval_kd.teachers import Embedder, Retriever, Teacher, load_teacher, scored_as
 from retrieval_kd.types import Hits, InputError
+
+Search = Callable[[], tuple[Hits, dict[str, Any]]]  # hits, and facts with notes
 
 TRAINED = "student"  # the folder of a recipe's results that holds the student
 
@@ -125,7 +127,7 @@ def _measure(place: Place) -> dict[str, Any]:
     for system in suite.systems:
         inputs, search = _search(place, system, runs, keys)
 
-        def work(folder: Path, system: SuiteSystem = system, search: Any = search) -> dict[str, Any]:
+        def work(folder: Path, system: SuiteSystem = system, search: Search = search) -> dict[str, Any]:
             hits, facts = search()
             if judged.self_ids:
                 hits = without_self(hits, judged.queries.ids, judged.collection.document_ids)
@@ -175,7 +177,7 @@ def _compared(place: Place, runs: dict[str, Hits], keys: dict[str, str]) -> dict
     return found
 
 
-def _search(place: Place, system: SuiteSystem, runs: dict[str, Hits], keys: dict[str, str]) -> tuple[Any, Any]:
+def _search(place: Place, system: SuiteSystem, runs: dict[str, Hits], keys: dict[str, str]) -> tuple[Any, Search]:
     """What a system's run depends on, and the function that makes it: hits, and facts with notes."""
     judged, depth = place.judged, place.suite.depth + place.judged.self_ids  # one more where one may be taken out
     if system.kind == "fusion":
@@ -223,7 +225,7 @@ def _search(place: Place, system: SuiteSystem, runs: dict[str, Hits], keys: dict
 
 def _reranking(
     place: Place, system: SuiteSystem, teacher: Teacher, runs: dict[str, Hits], keys: dict[str, str]
-) -> tuple[Any, Any]:
+) -> tuple[Any, Search]:
     base = system.rerank
     if base is None:
         raise InputError(

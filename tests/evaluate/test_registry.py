@@ -95,7 +95,7 @@ def test_where_a_collection_is_not_distributed_the_remedy_names_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RKD_DATA", str(tmp_path))
-    with pytest.raises(InputError, match="put it at .*robust04"):
+    with pytest.raises(InputError, match=r"put it at .*robust04"):
         open_judged("beir/robust04")
     with pytest.raises(InputError, match="mean of 12 collections"):
         open_judged("beir/cqadupstack")
