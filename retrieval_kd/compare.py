@@ -22,6 +22,7 @@ from retrieval_kd.files import atomic, read_lines
 from retrieval_kd.metrics import parse_metric
 from retrieval_kd.types import InputError
 
+FORMAT = 1  # of a comparison, raised when what it holds changes
 ROUNDS = 10_000
 LEVEL = 0.05
 
@@ -49,7 +50,8 @@ def compare(
 ) -> Comparison:
     """Compare all systems with one another by `metric`; the other metrics are shown beside it.
 
-    A system beats another if the paired randomisation test, corrected by Holm over all pairs, gives p < `level`.
+    Systems have letters in the order given, and come best first. One beats another if the paired randomisation test,
+    corrected by Holm over all pairs, gives p < `level`.
     `listing` is the number of queries, with their `texts` (Q,), that are listed of each pair as won and lost most.
     `facts` (collection, split, relevance) are put in front.
     """
@@ -57,15 +59,16 @@ def compare(
     values = {system: _of(system, quality, name) for system, quality in measured.systems.items()}
     order = sorted(values, key=lambda system: -float(values[system].mean()))
     ordered = {system: values[system] for system in order}
+    letters = dict(zip(values, _letters(), strict=False))
     pairs = pairwise(ordered, rounds, level) if len(ordered) > 1 else []
     records = {
         system: {
-            "letter": letter,
+            "letter": letters[system],
             "means": {metric: float(each.mean()) for metric, each in measured.systems[system].items()},
             "interval": list(bootstrap_interval(ordered[system], rounds, 1 - level)),
             "beats": [other for pair in pairs if (other := _beaten(pair, system, level)) is not None],
         }
-        for system, letter in zip(order, _letters(), strict=False)
+        for system in order
     }
     return {
         **(facts or {}),
@@ -154,7 +157,7 @@ def markdown(comparison: Comparison) -> str:
     if pairs:
         lines += ["", *markdown_table(*_pair_rows(pairs), left=1)]
         lines += ["", f"*{_method(comparison)}*"]
-    lines += [f"\n{note}" for note in comparison["power"]]
+    lines += ["", *[f"- {note}" for note in comparison["power"]]] if comparison["power"] else []
     for one in comparison["listing"]:
         lines += ["", f"### {one['first']} against {one['second']}"]
         for title, key in (("won", "wins"), ("lost", "losses")):
@@ -198,7 +201,7 @@ def latex(comparison: Comparison) -> str:
                 continue
             value = record["means"][metric]
             cell = rf"\textbf{{{value:.3f}}}" if value == best[metric] else f"{value:.3f}"
-            above = "".join(systems[other]["letter"] for other in record["beats"])
+            above = "".join(sorted(systems[other]["letter"] for other in record["beats"]))
             cells.append(cell + (f"$^{{{above}}}$" if above and metric == comparison["metric"] else ""))
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", f"% {_method(comparison)}"]
@@ -253,8 +256,8 @@ def _power(pairs: Sequence[Pair], queries: int, level: float) -> list[str]:
     for pair in pairs:
         if pair.adjusted_p >= level and pair.detectable is not None and abs(pair.difference) < pair.detectable:
             notes.append(
-                f"{pair.first} and {pair.second}: no difference is shown ({pair.difference:+.3f}), and {queries:,} "
-                f"queries that differ as these do show one below {pair.detectable:.3f} less than four times in five."
+                f"{pair.first}, {pair.second}: no difference is shown ({pair.difference:+.3f}); {queries:,} queries "
+                f"that differ as these do show one of {pair.detectable:.3f} four times in five, and smaller ones less often."
             )
     return notes
 
@@ -297,7 +300,7 @@ def _system_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         [
             *(record["letter"], name, _number(record["means"].get(metrics[0]))),
             _interval(record["interval"], ""),
-            " ".join(systems[other]["letter"] for other in record["beats"]),
+            " ".join(sorted(systems[other]["letter"] for other in record["beats"])),
             *(_number(record["means"].get(metric)) for metric in metrics[1:]),
         ]
         for name, record in systems.items()

@@ -46,13 +46,13 @@ def score_table(report: Report) -> tuple[list[str], list[list[str]]]:
     A figure is followed by the letters of the systems that it beats significantly on its collection.
     """
     names = list(report["systems"])
-    letters = dict(zip(names, "abcdefghijklmnopqrstuvwxyz", strict=False)) if len(names) <= 26 else {}
+    letters = {name: record["letter"] for one in report["collections"] for name, record in one["systems"].items()}
     beaten = {
-        (one["collection"], name): "".join(letters.get(other, "") for other in names if other in record["beats"])
+        (one["collection"], name): " ".join(letters[other] for other in names if other in record["beats"])
         for one in report["collections"]
         for name, record in one["systems"].items()
     }
-    heads = ["collection", "metric", "queries", *(f"{name} ({letters[name]})" if letters else name for name in names)]
+    heads = ["collection", "metric", "queries", *(f"{name} ({letters[name]})" for name in names)]
     rows = []
     for line in report["scores"]:
         cells = [f"{line['scores'][name]:.3f} {beaten.get((line['collection'], name), '')}".rstrip() for name in names]
@@ -92,9 +92,11 @@ def _scores(suite: Suite, collections: Sequence[Mapping[str, Any]]) -> list[dict
 
 
 def _published(suite: Suite, found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """BM25 as it is by default beside what is published of it."""
+    """BM25 as it is by default beside what is published of it, where both were measured in the same way."""
     entry = registry().get(found["name"])
-    if entry is None or not entry.bm25 or found["split"] not in (entry.split, entry.folder_split):
+    if entry is None or found["split"] not in (entry.split, entry.folder_split):
+        return []
+    if (found["relevance"], found["self_ids"]) != (entry.relevance, entry.self_ids):
         return []
     return [
         {
@@ -109,6 +111,7 @@ def _published(suite: Suite, found: Mapping[str, Any]) -> list[dict[str, Any]]:
         for system in suite.systems
         if system.kind == "bm25" and not system.options
         for metric, published in entry.bm25.items()
+        if (parse_metric(metric).cutoff or 1000) <= suite.depth
     ]
 
 

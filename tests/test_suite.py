@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from transformers import BertConfig, BertForSequenceClassification
 from typer.testing import CliRunner
 
 from retrieval_kd import cli
-from retrieval_kd.compare import read_per_query
+from retrieval_kd.compare import Measured, compare, read_per_query
+from retrieval_kd.evaluate.registry import registry
 from retrieval_kd.pipeline import suite as pipeline_suite
 from retrieval_kd.pipeline.suite import run_suite
-from retrieval_kd.suite import is_suite, load_suite
+from retrieval_kd.suite import Suite, is_suite, load_suite
+from retrieval_kd.suite_report import suite_report
 from retrieval_kd.types import InputError
 
 SUITE = """
@@ -257,6 +260,27 @@ def test_compare_reads_reports_and_runs(place: Path, out: Path, tmp_path: Path) 
     assert "say whose judgements measure it" in str(shown.exception)
     shown = CliRunner().invoke(cli.app, ["compare", str(theirs), "--out", "x.pdf"])
     assert ".md, .tex, .html or .json" in str(shown.exception)
+
+
+def test_parts_count_as_their_mean_and_bm25_stands_beside_what_is_published() -> None:
+    known = registry()
+    names = [*known["beir/cqadupstack"].parts, "beir/scifact"]
+    text = 'collections = [{ name = "beir/cqadupstack" }, { name = "beir/scifact" }]\n'
+    suite = Suite.model_validate(tomllib.loads(text + '[[systems]]\nname = "lexical"\nkind = "bm25"\n'))
+    measured = []
+    for number, name in enumerate(names):
+        quality = {metric: np.full(4, value + number / 1000) for metric, value in known[name].bm25.items()}
+        facts = {"collection": name, "name": name, "split": "test", "relevance": 1, "self_ids": False}
+        measured.append({**compare(Measured(list("1234"), {"lexical": quality}), "nDCG@10", facts=facts), "notes": []})
+    report = suite_report("name", suite, measured)
+    parts, scifact, mean = report["scores"]
+    published = [known[name].bm25["nDCG@10"] for name in names[:12]]
+    assert parts["scores"]["lexical"] == pytest.approx(np.mean(published) + 5.5 / 1000)
+    assert (parts["queries"], scifact["queries"], mean["queries"]) == (48, 4, None)
+    assert mean["scores"]["lexical"] == pytest.approx((parts["scores"]["lexical"] + scifact["scores"]["lexical"]) / 2)
+    beside = {one["collection"]: [line["within"] for line in one["published"]] for one in report["collections"]}
+    assert beside["beir/cqadupstack/android"] == [True] * 3
+    assert beside["beir/scifact"] == [False] * 3  # 0.012 more
 
 
 @pytest.mark.parametrize(

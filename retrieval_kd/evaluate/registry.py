@@ -144,7 +144,8 @@ def open_judged(
     queries = collection.split(found)
     if not queries.qrels:
         raise InputError(f"split {found!r} of {name!r} has no judgements, so nothing can be measured on it.")
-    notes = [*collection.notes]
+    root = os.environ.get("RKD_DATA")
+    notes = [note.replace(str(Path(root)), "$RKD_DATA") if root else note for note in collection.notes]
     if known is not None:
         wrong = count_mismatches(known, len(collection), queries.qrels, collection.dropped.get(found, 0))
         if wrong and not allow_mismatch:

@@ -18,7 +18,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from retrieval_kd.compare import LEVEL, ROUNDS, Measured, compare, write_per_query
+from retrieval_kd.compare import FORMAT, LEVEL, ROUNDS, Measured, compare, write_per_query
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.evaluate.fusion import fuse_runs
 from retrieval_kd.evaluate.quality import per_query, without_self
@@ -171,7 +171,8 @@ def _compared(place: Place, runs: dict[str, Hits], keys: dict[str, str]) -> dict
         write_per_query(folder / "per_query.tsv", measured)
         return {}
 
-    inputs = [keys, fingerprint(grades), metrics, judged.metric, judged.relevance, place.table.title, ROUNDS, LEVEL]
+    measure = [metrics, judged.metric, judged.relevance]
+    inputs = [keys, fingerprint(grades), measure, place.table.title, ROUNDS, LEVEL, FORMAT]
     make_folder(place.folder / "report", f"{place.table.title}: report", inputs, work)
     found: dict[str, Any] = read_json(place.folder / "report" / "comparison.json")
     return found
