@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrieval_kd import __version__, cli_methods, cli_scores
+from retrieval_kd.cli_evaluate import compare, evaluate_suite
 from retrieval_kd.cli_output import Json, Quiet, print_json, print_table
 from retrieval_kd.cli_serve import serve
 from retrieval_kd.cli_synthesize import synthesize
 from retrieval_kd.extras import EXTRA_OF, missing_extra
 from retrieval_kd.progress import console, say
 from retrieval_kd.recipe import load_recipe
+from retrieval_kd.suite import is_suite
 from retrieval_kd.types import InputError
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def _stage(name: str, text: str) -> None:
 
         workspace = _workspace(recipe, out, store, set_, allow_unknown_qrels)
         began = monotonic()
-        stage: Callable[[Workspace], Any] = getattr(pipeline, {"eval": "evaluate"}.get(name, name))
+        stage: Callable[[Workspace], Any] = getattr(pipeline, name)
         result = stage(workspace)
         _finish(workspace, result, monotonic() - began, json_)
 
@@ -95,7 +97,49 @@ _stage("train", "Train the student of RECIPE; a stopped training goes on where i
 _stage("index", "Encode the documents with the trained student and build its index.")
 _stage("export", "Export the query encoder, with a gate on vectors and quality.")
 _stage("search", "Search the test queries and write TREC runs.")
-_stage("eval", "Measure all systems of RECIPE on its test split and write the report.")
+
+
+@app.command("eval")
+def evaluate(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, or a suite (TOML).", show_default=False)],
+    out: Out = None,
+    store: StoreFolder = None,
+    set_: Set = None,
+    allow_unknown_qrels: AllowUnknown = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Of a suite, this collection alone; may be given again.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit code 1 if a figure is not what the suite expects.")
+    ] = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Measure all systems of RECIPE on its test split, or of a suite on its collections, and write the report.
+
+    A suite has [[systems]] and [[collections]]; stopped, it goes on where it was.
+
+    rkd eval scripts/recipes/scifact-compact.toml
+    rkd eval eval/local.toml --check
+    """
+    console.quiet = quiet
+    if is_suite(recipe):
+        if set_ or allow_unknown_qrels:
+            raise InputError("--set and --allow-unknown-qrels are for recipes; write it into the suite.")
+        _hush()
+        evaluate_suite(recipe, out, store, only or [], check, quiet, json_)
+        return
+    if only or check:
+        raise InputError(f"--only and --check are for suites, and {recipe} has no [[systems]].")
+    load_recipe(recipe, set_ or [])
+    from retrieval_kd import pipeline
+
+    workspace = _workspace(recipe, out, store, set_, allow_unknown_qrels)
+    began = monotonic()
+    _finish(workspace, pipeline.evaluate(workspace), monotonic() - began, json_)
+
+
+app.command()(compare)
 
 
 @app.command()

@@ -1,4 +1,11 @@
-"""Names of metrics: every alias of the field is read, one form is printed."""
+"""Names of metrics: every alias of the field is read, one form is printed.
+
+nDCG@10           NDCG@10  ndcg_cut_10  ndcg_cut.10  ndcg_at_10  cosine_ndcg@10  NanoBEIR_mean_cosine_ndcg@10
+MRR@10            RR@10  mrr_at_10  recip_rank -M 10
+R@1000            Recall@1000  recall_1000  recall.1000  R@1K
+MAP, MAP@100      AP  map_cut_100  map -M 100
+R(rel=2)@1000     recall_1000 -l 2                 relevant from grade 2, whatever the collection says
+"""
 
 from __future__ import annotations
 
@@ -22,22 +29,31 @@ KIND_OF: dict[str, Kind] = {
     "map": "MAP",
     "ap": "MAP",
 }
-# [[dataset_]similarity_]kind[@10], as Sentence Transformers, trec_eval, ir_measures, BEIR and MTEB write it
+# [[dataset_]similarity_]kind[(rel=2)][@10], as Sentence Transformers, trec_eval, ir_measures, BEIR and MTEB write it,
+# and trec_eval's options: -M results a query, -l the lowest relevant grade
 FORM = re.compile(
-    rf"(?:(?:.+_)?(?:cosine|dot|euclidean|manhattan|maxsim)_)?({'|'.join(KIND_OF)})(?:(?:@|_at_|_cut_|_)([1-9]\d*))?",
+    rf"(?:(?:.+_)?(?:cosine|dot|euclidean|manhattan|maxsim)_)?(?P<kind>{'|'.join(KIND_OF)})"
+    r"(?:\(rel=(?P<rel>[1-9]\d*)\))?(?:(?:@|_at_|_cut[_.]|[_.])(?P<cutoff>[1-9]\d*)(?P<thousand>k)?)?"
+    r"(?: -M (?P<M>[1-9]\d*))?(?: -l (?P<l>[1-9]\d*))?",
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of rankings; `cutoff` is the number of results that count, None for all."""
+    """A metric of rankings; `cutoff` is the number of results that count, None for all.
+
+    `relevance` is the lowest grade that is relevant, None for that of the collection. nDCG has none: its gains
+    are the grades.
+    """
 
     kind: Kind
     cutoff: int | None = None
+    relevance: int | None = None
 
     def __str__(self) -> str:
-        return self.kind if self.cutoff is None else f"{self.kind}@{self.cutoff}"
+        name = self.kind if self.relevance is None else f"{self.kind}(rel={self.relevance})"
+        return name if self.cutoff is None else f"{name}@{self.cutoff}"
 
 
 def parse_metric(name: str) -> Metric:
@@ -49,10 +65,21 @@ def parse_metric(name: str) -> Metric:
     match = FORM.fullmatch(name.strip())
     if match is None:
         raise InputError(f"there is no metric {name!r}{_guess(name)}; write nDCG@K, MRR@K, R@K, MAP or MAP@K.")
-    kind, cutoff = KIND_OF[match[1].lower()], match[2]
+    kind = KIND_OF[match["kind"].lower()]
+    cutoff = _one(name, match["cutoff"], match["M"], "cutoffs", 1000 if match["thousand"] else 1)
+    relevance = _one(name, match["rel"], match["l"], "relevant grades")
     if kind == "R" and cutoff is None:
         raise InputError(f"metric {name!r} has no cutoff; say how deep recall is taken, for example 'R@1000'.")
-    return Metric(kind, int(cutoff) if cutoff else None)
+    if kind == "nDCG" and relevance is not None:
+        raise InputError(f"metric {name!r}: the gains of nDCG are the grades, so that it has no lowest relevant one.")
+    return Metric(kind, cutoff, relevance)
+
+
+def _one(name: str, inside: str | None, option: str | None, what: str, times: int = 1) -> int | None:
+    """The number that a name gives, in itself or as an option of trec_eval, but not both."""
+    if inside and option:
+        raise InputError(f"metric {name!r} has two {what}, {inside} and {option}; give one.")
+    return int(inside) * times if inside else int(option) if option else None
 
 
 def _guess(name: str) -> str:

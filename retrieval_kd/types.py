@@ -111,7 +111,8 @@ class Collection:
     A rendering is another text of the same queries or documents, under the same ids: a translation, a
     rewrite, a whole conversation. `read_queries` and `read_documents` read one by its name, when it is
     asked for. `notes` are what a reader of results has to know about this copy of the collection
-    (documents without text, judgements dropped), printed with every report.
+    (documents without text, judgements dropped), printed with every report. `dropped` counts, by split, the judgements
+    that named absent documents.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Collection:
     documents: Sequence[str]
     splits: Mapping[str, Queries]
     notes: Sequence[str] = field(default=())
+    dropped: Mapping[str, int] = field(default_factory=dict)
     read_queries: ReadTexts = _has_none
     read_documents: ReadTexts = _has_none
 

@@ -18,7 +18,21 @@ from retrieval_kd import cli
 from retrieval_kd.extras import EXTRA_OF
 from retrieval_kd.types import InputError
 
-COMMANDS = ["run", "mine", "score", "train", "index", "export", "search", "eval", "demo", "serve", "doctor", "scores"]
+COMMANDS = [
+    "run",
+    "mine",
+    "score",
+    "train",
+    "index",
+    "export",
+    "search",
+    "eval",
+    "compare",
+    "demo",
+    "serve",
+    "doctor",
+    "scores",
+]
 
 
 def rkd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

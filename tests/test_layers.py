@@ -18,8 +18,7 @@ from retrieval_kd.extras import EXTRA_OF
 PACKAGE = Path(retrieval_kd.__file__).parent
 LAYERS = [
     {"types", "files", "extras", "recipe", "stages", "tables", "progress", "weights", "methods", "usage", "sample"}
-    | {"forms"}
-    | {"__init__"},
+    | {"forms", "suite", "__init__"},
     {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"}
     | {"prompts", "backward", "fusion"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
@@ -29,11 +28,12 @@ LAYERS = [
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
     | {"export_onnx", "export_openvino", "export_table"}
-    | {"diagnostics", "answers", "workers", "cluster", "pricing"},
+    | {"diagnostics", "answers", "workers", "cluster", "pricing", "compare", "suite_report"},
     {"pipeline"},
     {
         "cli",
         "cli_diagnostics",
+        "cli_evaluate",
         "cli_methods",
         "cli_output",
         "cli_pricing",

@@ -36,11 +36,13 @@ def load_beir(
     if empty := sum(not text for text in documents.values()):
         notes.append(f"{empty} documents have no text; they keep their rows.")
     found: dict[str, Queries] = {}
+    dropped: dict[str, int] = {}
     queries = read_texts(folder / "queries.jsonl")
     for path in sorted((folder / "qrels").glob("*.tsv")):
         judged, unknown = _read_qrels(path, queries, row_of, allow_unknown_qrels)
         if unknown:
             notes.append(f"{path.name}: {unknown} judgements name absent documents and were dropped.")
+            dropped[path.stem] = unknown
         ids = [query_id for query_id in queries if query_id in judged]
         found[path.stem] = Queries(ids, [queries[query_id] for query_id in ids], [judged[query_id] for query_id in ids])
     for name in splits:
@@ -48,7 +50,7 @@ def load_beir(
         if name not in found and path.is_file():
             unjudged = read_texts(path)
             found[name] = Queries(list(unjudged), list(unjudged.values()))
-    return Collection(folder.name, list(documents), list(documents.values()), found, notes)
+    return Collection(folder.name, list(documents), list(documents.values()), found, notes, dropped)
 
 
 def read_rendering(folder: Path, stem: Literal["queries", "corpus"], name: str) -> Texts:

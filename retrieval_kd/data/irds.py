@@ -33,6 +33,7 @@ def load_irds(name: str, splits: Sequence[str], allow_unknown_qrels: bool = Fals
     if empty := sum(not text for text in texts.values()):
         notes.append(f"{empty} documents have no text; they keep their rows.")
     found: dict[str, Queries] = {}
+    dropped: dict[str, int] = {}
     for split in splits:
         try:
             subset = ir_datasets.load(f"{name}/{split}")
@@ -48,7 +49,8 @@ def load_irds(name: str, splits: Sequence[str], allow_unknown_qrels: bool = Fals
             )
         if unknown:
             notes.append(f"{split}: {unknown} judgements name absent documents and were dropped.")
-    return Collection(name, list(texts), list(texts.values()), found, notes)
+            dropped[split] = unknown
+    return Collection(name, list(texts), list(texts.values()), found, notes, dropped)
 
 
 def read_rendering(name: str, stem: Literal["queries", "corpus"]) -> Texts:

@@ -18,13 +18,17 @@ BLOCK = 512  # queries handed to ranx at once: bounds memory at large Q x K
 
 
 def per_query(
-    hits: Hits, queries: Queries, document_ids: Sequence[str], metrics: Sequence[str] = STANDARD
+    hits: Hits,
+    queries: Queries,
+    document_ids: Sequence[str],
+    metrics: Sequence[str] = STANDARD,
+    relevance: int = 1,
 ) -> dict[str, NDArray[np.float64]]:
     """The value of each metric for each query, under the metric's canonical name.
 
     Equal to trec_eval: results ordered by score, ties by document id, both descending, whatever
-    order the columns have; gains are the grades; a result is relevant from grade 1. A query without
-    results, or without relevant documents, counts 0.
+    order the columns have; gains are the grades; a result is relevant from grade `relevance`, unless the
+    metric says which (trec_eval's -l). A query without results, or without relevant documents, counts 0.
 
     Shapes: hits (Q, K); every value (Q,), in the order of `queries`. Raises InputError for a query
     without judgements (trec_eval would leave it out of the mean), and for hits that do not belong
@@ -36,10 +40,33 @@ def per_query(
     for start in range(0, len(queries), BLOCK):
         block = slice(start, start + BLOCK)
         run = _ranked(Hits(hits.rows[block], hits.scores[block]), document_ids)  # (B, K, 2)
-        qrels = _relevant(queries, range(len(queries))[block])  # (B, J, 2)
+        qrels = {
+            grade: _relevant(queries, range(len(queries))[block], grade)  # (B, J, 2)
+            for grade in {_lowest(metric, relevance) for metric in wanted}
+        }
         for metric in wanted:
-            values[str(metric)][block] = _compute(metric, qrels, run)
+            values[str(metric)][block] = _compute(metric, qrels[_lowest(metric, relevance)], run)
     return values
+
+
+def without_self(hits: Hits, query_ids: Sequence[str], document_ids: Sequence[str]) -> Hits:
+    """The hits without those whose document has the id of its query, the others moved up.
+
+    ArguAna's and Quora's queries are documents of their collections, and would find themselves.
+    Shapes: hits (Q, K), columns best first, to (Q, K).
+    """
+    row_of = {document_id: row for row, document_id in enumerate(document_ids)}
+    own = np.array([row_of.get(query_id, -1) for query_id in query_ids], np.int64)[:, None]  # (Q, 1)
+    gone = (hits.rows == own) & hits.valid
+    order = np.argsort(gone, axis=1, kind="stable")  # the one that goes comes last
+    rows, scores = (np.take_along_axis(array, order, 1) for array in (hits.rows, hits.scores))
+    last = np.take_along_axis(gone, order, 1)
+    return Hits(np.where(last, -1, rows).astype(np.int32), np.where(last, -np.inf, scores).astype(np.float32))
+
+
+def _lowest(metric: Metric, relevance: int) -> int:
+    """The lowest grade that counts."""
+    return 1 if metric.kind == "nDCG" else metric.relevance or relevance
 
 
 def _compute(metric: Metric, qrels: NDArray[np.float64], run: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -50,10 +77,12 @@ def _compute(metric: Metric, qrels: NDArray[np.float64], run: NDArray[np.float64
     return result
 
 
-def _relevant(queries: Queries, numbers: Sequence[int]) -> NDArray[np.float64]:
-    """(B, J, 2): row and grade of the relevant documents, best grade first, padded with row -1 and grade 0."""
+def _relevant(queries: Queries, numbers: Sequence[int], lowest: int) -> NDArray[np.float64]:
+    """(B, J, 2): row and grade of the documents from grade `lowest`, best first, padded with row -1 and grade 0."""
     graded = [
-        sorted(((row, grade) for row, grade in queries.qrels[number].items() if grade > 0), key=lambda pair: -pair[1])
+        sorted(
+            ((row, grade) for row, grade in queries.qrels[number].items() if grade >= lowest), key=lambda pair: -pair[1]
+        )
         for number in numbers
     ]
     table = np.zeros((len(graded), max(1, *map(len, graded)), 2))

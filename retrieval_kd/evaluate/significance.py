@@ -1,4 +1,4 @@
-"""Whether a difference between two systems is one: paired tests, Holm's correction, bootstrap intervals.
+"""Whether a difference between two systems is one: paired tests, Holm's correction, bootstrap intervals, power.
 
 All take per-query values (Q,) of the same queries in the same order.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,27 @@ class Comparison:
     wins: int
     ties: int
     losses: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two systems compared: mean of the first less the second, with its interval, p-values, and queries won and lost.
+
+    `detectable` is the smallest true difference that queries which differ as much as these would show with 80 % power.
+    """
+
+    first: str
+    second: str
+    difference: float
+    interval: tuple[float, float]
+    p: float  # of the paired randomisation test
+    adjusted_p: float  # Holm, over all pairs
+    t_p: float  # of the paired t-test
+    adjusted_t_p: float
+    wins: int
+    ties: int
+    losses: int
+    detectable: float | None  # None: no query differs, so that nothing is known of the spread
 
 
 def paired_test(a: Values, b: Values, rounds: int = 10_000, seed: int = 0) -> float:
@@ -82,10 +105,64 @@ def against_baseline(
     compared = {}
     for (name, values), p, adjusted in zip(systems.items(), p_values, holm(p_values), strict=True):
         differences = _differences(values, baseline)
-        wins, losses = int((differences > EQUAL).sum()), int((differences < -EQUAL).sum())
-        ties = len(differences) - wins - losses
-        compared[name] = Comparison(float(differences.mean()), p, adjusted, wins, ties, losses)
+        compared[name] = Comparison(float(differences.mean()), p, adjusted, *_counts(differences))
     return compared
+
+
+def pairwise(systems: Mapping[str, Values], rounds: int = 10_000, level: float = 0.05, seed: int = 0) -> list[Pair]:
+    """Compare all systems with one another; each test is corrected by `holm` over all pairs.
+
+    The intervals are of 1 - `level`; `detectable` is at `level` divided by the number of pairs, which is what the
+    smallest of the corrected p-values has to meet. Shapes: each system (Q,).
+    """
+    names = list(combinations(systems, 2))
+    differences = [_differences(systems[first], systems[second]) for first, second in names]
+    p_values = [paired_test(systems[first], systems[second], rounds, seed) for first, second in names]
+    t_values = [paired_t(systems[first], systems[second]) for first, second in names]
+    return [
+        Pair(
+            first,
+            second,
+            float(values.mean()),
+            bootstrap_interval(values, rounds, 1 - level, seed),
+            *(p, adjusted_p, t_p, adjusted_t_p),
+            *_counts(values),
+            detectable(values, level / len(names)),
+        )
+        for (first, second), values, p, adjusted_p, t_p, adjusted_t_p in zip(
+            names, differences, p_values, holm(p_values), t_values, holm(t_values), strict=True
+        )
+    ]
+
+
+def detectable(differences: Values, level: float = 0.05, power: float = 0.8) -> float | None:
+    """The smallest true mean difference that a paired two-sided t-test at `level` finds with probability `power`.
+
+    Given as many queries, whose differences have the spread of these (Q,); None where they do not differ or are
+    fewer than two. Source: Cohen 1988, Statistical Power Analysis for the Behavioral Sciences, chapter 2.
+    """
+    if len(differences) < 2 or not np.any(np.abs(differences - differences.mean()) > EQUAL):
+        return None
+    return _effect(len(differences), level, power) * float(differences.std(ddof=1))
+
+
+@cache
+def _effect(count: int, level: float, power: float) -> float:
+    """The smallest mean over standard deviation that `count` pairs show, from the noncentral t distribution."""
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    bound, root = t.ppf(1 - level / 2, count - 1), np.sqrt(count)
+
+    def missing(effect: float) -> float:
+        return power - float(
+            nct.sf(bound, count - 1, effect * root)
+        )  # of finding it; the other side's chance is negligible
+
+    high = 1 / root
+    while missing(high) > 0:
+        high *= 2
+    return float(brentq(missing, 0, high))
 
 
 def bootstrap_interval(values: Values, rounds: int = 10_000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
@@ -111,6 +188,12 @@ def _differences(a: Values, b: Values) -> Values:
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise InputError("paired values hold NaN or infinity; every query needs a value from both systems.")
     return np.asarray(a, np.float64) - np.asarray(b, np.float64)
+
+
+def _counts(differences: Values) -> tuple[int, int, int]:
+    """Queries won, tied and lost."""
+    wins, losses = int((differences > EQUAL).sum()), int((differences < -EQUAL).sum())
+    return wins, len(differences) - wins - losses, losses
 
 
 def _portions(rounds: int, width: int) -> Iterator[int]:

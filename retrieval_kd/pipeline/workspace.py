@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -13,12 +12,12 @@ from typing import Any, Literal
 
 import torch
 
-from retrieval_kd import __version__
 from retrieval_kd.checks import check, index_of, terms_beyond_cosine
 from retrieval_kd.data import load_collection
 from retrieval_kd.engines import calibration_rows
-from retrieval_kd.files import atomic, fingerprint, hash_texts, read_json, write_json
+from retrieval_kd.files import fingerprint, hash_texts, read_json, write_json
 from retrieval_kd.gather import process
+from retrieval_kd.pipeline.stage_folder import is_made, make_folder
 from retrieval_kd.progress import say
 from retrieval_kd.pseudo_queries import make_pseudo_queries
 from retrieval_kd.recipe import Rendering, RunFiles, Source, load_recipe
@@ -337,35 +336,14 @@ class Workspace:
         """
         rank, world = process()
         if world == 1:
-            return self._make(name, inputs, work)
+            return make_folder(self.folder / name, name, inputs, work)
         if rank == 0:
-            self._make(name, inputs, work)
-        elif together and not self._is_made(name, inputs):
+            make_folder(self.folder / name, name, inputs, work)
+        elif together and not is_made(self.folder / name, inputs):
             with tempfile.TemporaryDirectory(prefix="rkd-") as scratch:
                 work(Path(scratch))
         torch.distributed.barrier()
         return self.made(name, "train")
-
-    def _is_made(self, name: str, inputs: Any) -> bool:
-        path = self.folder / name / "manifest.json"
-        return path.exists() and read_json(path)["key"] == fingerprint(inputs)
-
-    def _make(self, name: str, inputs: Any, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        folder = self.folder / name
-        if self._is_made(name, inputs):
-            say(f"{name}: up to date")
-            return self.made(name, "run")
-        if (folder / "manifest.json").exists():
-            say(f"{name}: inputs changed, made again")
-        began = time.monotonic()
-        with atomic(folder) as scratch:
-            scratch.mkdir(parents=True)
-            facts = work(scratch)
-            seconds = round(time.monotonic() - began, 2)
-            manifest = {"key": fingerprint(inputs), "seconds": seconds, "version": __version__, **facts}
-            write_json(scratch / "manifest.json", manifest)
-        say(f"{name}: {_facts(facts)}{seconds:.1f} s")
-        return manifest
 
     def made(self, name: str, command: str) -> dict[str, Any]:
         """The manifest of a stage that must be done; InputError names the command to run first."""
@@ -410,10 +388,3 @@ def source_name(source: Source) -> str:
 
 def _fill(template: str, texts: Sequence[str]) -> Sequence[str]:
     return texts if template == "{text}" else [template.replace("{text}", text) for text in texts]
-
-
-def _facts(facts: dict[str, Any]) -> str:
-    plain = {key: value for key, value in facts.items() if isinstance(value, int | float | str)}
-    return "".join(
-        f"{key} {value:,}, " if isinstance(value, int) else f"{key} {value}, " for key, value in plain.items()
-    )

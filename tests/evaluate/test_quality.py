@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval_kd.evaluate import quality
-from retrieval_kd.evaluate.quality import per_query
+from retrieval_kd.evaluate.quality import per_query, without_self
 from retrieval_kd.metrics import STANDARD
 from retrieval_kd.types import Hits, InputError, Queries
 
@@ -39,7 +39,7 @@ def random_case(seed: int, count: int, documents: int, depth: int) -> tuple[Hits
     return Hits(rows, scores), queries_of(*qrels), ids
 
 
-def trec_eval(hits: Hits, queries: Queries, ids: list[str]) -> dict[str, list[float]]:
+def trec_eval(hits: Hits, queries: Queries, ids: list[str], relevance: int = 1) -> dict[str, list[float]]:
     import pytrec_eval
 
     qrels = {q: {ids[row]: grade for row, grade in queries.qrels[n].items()} for n, q in enumerate(queries.ids)}
@@ -51,9 +51,11 @@ def trec_eval(hits: Hits, queries: Queries, ids: list[str]) -> dict[str, list[fl
     cut = {
         q: dict(sorted(found.items(), key=lambda one: (one[1], one[0]), reverse=True)[:10]) for q, found in run.items()
     }
-    measured = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100,1000", "map"}).evaluate(run)
-    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(cut)
+    names = {"ndcg", "ndcg_cut.10", "recall.5,100,1000", "map", "map_cut.100", "recip_rank"}
+    measured = pytrec_eval.RelevanceEvaluator(qrels, names, relevance_level=relevance).evaluate(run)
+    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}, relevance_level=relevance).evaluate(cut)
     keys = {"nDCG@10": "ndcg_cut_10", "R@100": "recall_100", "R@1000": "recall_1000", "MAP": "map"}
+    keys |= {"nDCG": "ndcg", "R@5": "recall_5", "MAP@100": "map_cut_100", "MRR": "recip_rank"}
     expected = {name: [measured.get(q, {}).get(key, 0.0) for q in queries.ids] for name, key in keys.items()}
     return expected | {"MRR@10": [first.get(q, {}).get("recip_rank", 0.0) for q in queries.ids]}
 
@@ -66,6 +68,45 @@ def test_equals_trec_eval(seed: int, documents: int, depth: int) -> None:
     for name in STANDARD:
         assert 0 < got[name].mean() < 1
         np.testing.assert_allclose(got[name], expected[name], rtol=0, atol=1e-9, err_msg=name)
+
+
+EVERY = ("nDCG@10", "nDCG", "MRR@10", "MRR", "R@5", "R@100", "R@1000", "MAP", "MAP@100")
+
+
+@pytest.mark.parametrize("relevance", [1, 2, 3])
+def test_a_thousand_random_runs_equal_trec_eval(relevance: int) -> None:
+    """Each query is a run of its own: ties, no results, no judgements of what was found, grades from -1 to 3."""
+    hits, queries, ids = random_case(10 + relevance, 1000, 160, 130)
+    got, expected = per_query(hits, queries, ids, EVERY, relevance), trec_eval(hits, queries, ids, relevance)
+    assert (~hits.valid).all(1).sum() > 100  # runs that lack the query
+    for name in EVERY:
+        assert 0 < got[name].mean() < 1
+        np.testing.assert_allclose(got[name], expected[name], rtol=0, atol=1e-9, err_msg=name)
+
+
+def test_a_metric_may_say_what_is_relevant() -> None:
+    hits, queries, ids = random_case(20, 60, 80, 40)
+    got = per_query(hits, queries, ids, ["R(rel=2)@5", "RR(rel=3)", "R@5", "nDCG@10"], relevance=1)
+    assert list(got) == ["R(rel=2)@5", "MRR(rel=3)", "R@5", "nDCG@10"]
+    for name, key, relevance in (("R(rel=2)@5", "R@5", 2), ("MRR(rel=3)", "MRR", 3), ("R@5", "R@5", 1)):
+        expected = trec_eval(hits, queries, ids, relevance)[key]
+        np.testing.assert_allclose(got[name], expected, rtol=0, atol=1e-9, err_msg=name)
+    assert (got["R(rel=2)@5"] != got["R@5"]).any()
+    np.testing.assert_array_equal(got["nDCG@10"], per_query(hits, queries, ids, ["nDCG@10"], relevance=3)["nDCG@10"])
+
+
+def test_a_query_does_not_find_itself() -> None:
+    # as in ArguAna: the query is a document, and comes first in its own results
+    ids = ["a", "b", "q1", "q0"]
+    hits = hits_of([[3, 0, 1], [0, 1, -1], [0, 2, 1]], [[9, 8, 7], [9, 8, NONE], [3, 2, 1]])
+    queries = queries_of({0: 1}, {1: 1}, {2: 1})  # q2 is no document; for q0 document a is relevant, and second
+    clean = without_self(hits, queries.ids, ids)
+    assert clean.rows.tolist() == [[0, 1, -1], [0, 1, -1], [0, 2, 1]]
+    assert clean.scores.tolist() == [[8, 7, NONE], [9, 8, NONE], [3, 2, 1]]
+    before, after = (per_query(one, queries, ids, ["MRR"])["MRR"].tolist() for one in (hits, clean))
+    assert before == [1 / 2, 1 / 2, 1 / 2]
+    assert after == [1, 1 / 2, 1 / 2]
+    assert hits.rows[0].tolist() == [3, 0, 1]  # what was given is as it was
 
 
 def test_blocks_do_not_change_the_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,15 @@ import pytest
 from scipy import stats
 
 from retrieval_kd.evaluate import significance
-from retrieval_kd.evaluate.significance import against_baseline, bootstrap_interval, holm, paired_t, paired_test
+from retrieval_kd.evaluate.significance import (
+    against_baseline,
+    bootstrap_interval,
+    detectable,
+    holm,
+    paired_t,
+    paired_test,
+    pairwise,
+)
 from retrieval_kd.types import InputError
 
 
@@ -77,6 +85,52 @@ def test_against_baseline() -> None:
     assert one.p == paired_test(better, base, 500)
     assert one.adjusted_p == pytest.approx(2 * one.p)
     assert (compared["same"].p, compared["same"].adjusted_p, compared["same"].ties) == (1.0, 1.0, 40)
+
+
+def test_every_pair_is_tested_and_corrected() -> None:
+    systems = {name: pair(10, 50, shift)[0] for name, shift in (("a", 0.1), ("b", 0.02), ("c", 0.0))}
+    pairs = pairwise(systems, rounds=500)
+    assert [(one.first, one.second) for one in pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
+    p_values = [paired_test(systems[one.first], systems[one.second], 500) for one in pairs]
+    assert [one.p for one in pairs] == p_values
+    assert [one.adjusted_p for one in pairs] == holm(p_values)
+    t_values = [stats.ttest_rel(systems[one.first], systems[one.second]).pvalue for one in pairs]
+    assert [one.adjusted_t_p for one in pairs] == pytest.approx(holm(t_values))
+    for one in pairs:
+        differences = systems[one.first] - systems[one.second]
+        assert one.difference == differences.mean()
+        assert one.interval == bootstrap_interval(differences, 500)
+        assert (one.wins, one.losses) == ((differences > 1e-12).sum(), (differences < -1e-12).sum())
+        assert one.detectable == detectable(differences, 0.05 / 3)
+
+
+@pytest.mark.parametrize(("effect", "count"), [(0.2, 199), (0.5, 34), (0.8, 15)])
+def test_detectable_agrees_with_published_tables(effect: float, count: int) -> None:
+    """Pairs that a two-sided paired t-test at 0.05 needs for 80 % power, as G*Power gives them: 199, 34 and 15."""
+    for number, enough in ((count, True), (count - 1, False)):
+        values = np.random.default_rng(0).normal(size=number)
+        assert (detectable(values) / values.std(ddof=1) <= effect) == enough
+
+
+def test_detectable_differences_are_found_four_times_in_five() -> None:
+    generator, count, deviation = np.random.default_rng(1), 12, 0.3
+    spread = generator.normal(size=count)
+    least = detectable(spread / spread.std(ddof=1) * deviation, level=0.01)
+    samples = generator.normal(least, deviation, (20_000, count))
+    assert (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.01).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_nothing_is_known_of_a_spread_of_none() -> None:
+    assert detectable(np.zeros(5)) is None
+    assert detectable(np.full(5, 0.1)) is None
+    assert detectable(np.array([0.3])) is None
+
+
+@pytest.mark.parametrize("count", [10_000, 100_000])
+def test_of_many_queries_the_normal_distribution_says_what_is_detectable(count: int) -> None:
+    expected = (stats.norm.ppf(1 - 0.05 / 90) + stats.norm.ppf(0.8)) / np.sqrt(count)
+    values = np.random.default_rng(2).normal(size=count)
+    assert detectable(values, 0.05 / 45) == pytest.approx(expected * values.std(ddof=1), rel=1e-3)
 
 
 def test_bootstrap_interval_agrees_with_scipy() -> None:

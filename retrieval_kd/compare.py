@@ -1,0 +1,358 @@
+"""Systems compared query by query: one structure of JSON types, written as Markdown, LaTeX or HTML.
+
+{"collection", "split", "queries", "metric", "relevance", "level", "rounds",
+ "systems": {name: {"letter", "means": {metric: mean}, "interval": [low, high], "beats": [names]}}, best first,
+ "pairs": [fields of `Pair`], "power": [lines], "listing": [{"first", "second", "wins", "losses"}]}
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_kd.evaluate.significance import Pair, bootstrap_interval, pairwise
+from retrieval_kd.files import atomic, read_lines
+from retrieval_kd.metrics import parse_metric
+from retrieval_kd.types import InputError
+
+FORMAT = 1  # of a comparison, raised when what it holds changes
+ROUNDS = 10_000
+LEVEL = 0.05
+
+Quality = Mapping[str, NDArray[np.float64]]  # metric -> (Q,)
+Comparison = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Per-query values of several systems over the same queries. Shapes: every value (Q,)."""
+
+    query_ids: Sequence[str]
+    systems: Mapping[str, Quality]
+
+
+def compare(
+    measured: Measured,
+    metric: str,
+    *,
+    texts: Sequence[str] = (),
+    listing: int = 0,
+    rounds: int = ROUNDS,
+    level: float = LEVEL,
+    facts: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Compare all systems with one another by `metric`; the other metrics are shown beside it.
+
+    Systems have letters in the order given, and come best first. One beats another if the paired randomisation test,
+    corrected by Holm over all pairs, gives p < `level`.
+    `listing` is the number of queries, with their `texts` (Q,), that are listed of each pair as won and lost most.
+    `facts` (collection, split, relevance) are put in front.
+    """
+    name = str(parse_metric(metric))
+    values = {system: _of(system, quality, name) for system, quality in measured.systems.items()}
+    order = sorted(values, key=lambda system: -float(values[system].mean()))
+    ordered = {system: values[system] for system in order}
+    letters = dict(zip(values, _letters(), strict=False))
+    pairs = pairwise(ordered, rounds, level) if len(ordered) > 1 else []
+    records = {
+        system: {
+            "letter": letters[system],
+            "means": {metric: float(each.mean()) for metric, each in measured.systems[system].items()},
+            "interval": list(bootstrap_interval(ordered[system], rounds, 1 - level)),
+            "beats": [other for pair in pairs if (other := _beaten(pair, system, level)) is not None],
+        }
+        for system in order
+    }
+    return {
+        **(facts or {}),
+        "queries": len(measured.query_ids),
+        "metric": name,
+        "level": level,
+        "rounds": rounds,
+        "systems": records,
+        "pairs": [asdict(pair) for pair in pairs],
+        "power": _power(pairs, len(measured.query_ids), level),
+        "listing": [_listing(measured, texts, pair, ordered, listing) for pair in pairs if listing],
+    }
+
+
+def read_per_query(path: Path) -> Measured:
+    """Read per_query.tsv, or that of the report folder `path`: a line for each query and system, metrics in columns.
+
+    A metric that some system lacks is left out of it. Raises InputError where systems have other queries.
+    """
+    file = path / "per_query.tsv" if path.is_dir() else path
+    rows = csv.reader((line for _, line in read_lines(file)), delimiter="\t")
+    head = next(rows, [])
+    if head[:2] != ["query", "system"] or len(head) < 3:
+        raise InputError(f"{file}:1: expected the columns query, system, and metrics, found {head}.")
+    found: dict[str, dict[str, list[str]]] = {}
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(head):
+            raise InputError(f"{file}:{number}: {len(row)} columns, the first line has {len(head)}.")
+        if row[0] in found.setdefault(row[1], {}):
+            raise InputError(f"{file}:{number}: query {row[0]!r} of system {row[1]!r} occurs a second time.")
+        found[row[1]][row[0]] = row[2:]
+    if not found:
+        raise InputError(f"{file} holds no values.")
+    ids = list(next(iter(found.values())))
+    systems: dict[str, Quality] = {}
+    for system, of_query in found.items():
+        if of_query.keys() != set(ids):
+            raise InputError(f"{file}: system {system!r} has values of other queries than the first system.")
+        columns = dict(zip(head[2:], zip(*(of_query[query_id] for query_id in ids), strict=True), strict=True))
+        try:
+            systems[system] = {name: np.array(column, np.float64) for name, column in columns.items() if all(column)}
+        except ValueError as error:
+            raise InputError(f"{file}: system {system!r}: {error}.") from None
+    return Measured(ids, systems)
+
+
+def write_per_query(path: Path, measured: Measured) -> None:
+    """Write what `read_per_query` reads, atomically."""
+    metrics = list(dict.fromkeys(metric for quality in measured.systems.values() for metric in quality))
+    with atomic(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["query", "system", *metrics])
+        for system, quality in measured.systems.items():
+            for place, query_id in enumerate(measured.query_ids):
+                values = [repr(float(quality[metric][place])) if metric in quality else "" for metric in metrics]
+                writer.writerow([query_id, system, *values])
+
+
+def join(parts: Mapping[str, Measured]) -> Measured:
+    """Systems from several places over the same queries, in the order of the first; equal names are told apart.
+
+    The keys say where each is from. Raises InputError if the queries are not the same.
+    """
+    first, ids = next((name, part.query_ids) for name, part in parts.items())
+    names = [system for part in parts.values() for system in part.systems]
+    systems: dict[str, Quality] = {}
+    for where, part in parts.items():
+        if differing := set(part.query_ids) ^ set(ids):
+            raise InputError(
+                f"{where} and {first} are of other queries ({sorted(differing)[0]!r} is in one alone); only results of "
+                "the same queries can be compared."
+            )
+        place = {query_id: number for number, query_id in enumerate(part.query_ids)}
+        order = [place[query_id] for query_id in ids]
+        for system, quality in part.systems.items():
+            name = system if names.count(system) == 1 else f"{where}: {system}"
+            systems[name] = {metric: values[order] for metric, values in quality.items()}
+    return Measured(ids, systems)
+
+
+def markdown(comparison: Comparison) -> str:
+    """Tables of the systems and of their pairs, what the queries cannot show, and the listing."""
+    heads, rows = _system_rows(comparison)
+    lines = markdown_table(heads, rows, left=2)
+    pairs = comparison["pairs"]
+    if pairs:
+        lines += ["", *markdown_table(*_pair_rows(pairs), left=1)]
+        lines += ["", f"*{_method(comparison)}*"]
+    lines += ["", *[f"- {note}" for note in comparison["power"]]] if comparison["power"] else []
+    for one in comparison["listing"]:
+        lines += ["", f"### {one['first']} against {one['second']}"]
+        for title, key in (("won", "wins"), ("lost", "losses")):
+            if one[key]:
+                lines += ["", f"Most {title} by {one['first']}:", ""]
+                found = [
+                    [case["query"], *(_number(case[side]) for side in ("first", "second")), case["text"]]
+                    for case in one[key]
+                ]
+                lines += markdown_table(["query", one["first"], one["second"], "text"], found, left=1)
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """The lines of a table: the first `left` columns, and texts, are set left, numbers right."""
+    rule = [
+        "---" if number < left or head in ("text", "beats", "source") else "---:" for number, head in enumerate(heads)
+    ]
+    return [
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+        for line in (heads, rule, *rows)
+    ]
+
+
+def latex(comparison: Comparison) -> str:
+    """A booktabs table: the best mean of a column in bold; superscripts name the systems that one beats."""
+    systems = comparison["systems"]
+    metrics = _metrics(comparison)
+    best = {
+        metric: max(record["means"][metric] for record in systems.values() if metric in record["means"])
+        for metric in metrics
+    }
+    lines = [r"\begin{tabular}{ll" + "r" * len(metrics) + "}", r"\toprule"]
+    lines.append(" & ".join(["", "System", *map(_tex, metrics)]) + r" \\")
+    lines.append(r"\midrule")
+    for name, record in systems.items():
+        cells = [record["letter"], _tex(name)]
+        for metric in metrics:
+            if metric not in record["means"]:
+                cells.append("--")
+                continue
+            value = record["means"][metric]
+            cell = rf"\textbf{{{value:.3f}}}" if value == best[metric] else f"{value:.3f}"
+            above = "".join(sorted(systems[other]["letter"] for other in record["beats"]))
+            cells.append(cell + (f"$^{{{above}}}$" if above and metric == comparison["metric"] else ""))
+        lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", f"% {_method(comparison)}"]
+    return "\n".join(lines) + "\n"
+
+
+def html_page(comparison: Comparison) -> str:
+    """A page without scripts or styles: the tables of `markdown`."""
+    parts = [_html_table(*_system_rows(comparison))]
+    if comparison["pairs"]:
+        parts += [_html_table(*_pair_rows(comparison["pairs"])), f"<p>{html.escape(_method(comparison))}</p>"]
+    parts += [f"<p>{html.escape(note)}</p>" for note in comparison["power"]]
+    for one in comparison["listing"]:
+        parts.append(f"<h3>{html.escape(one['first'])} against {html.escape(one['second'])}</h3>")
+        cases = [
+            [c["query"], _number(c["first"]), _number(c["second"]), c["text"]] for c in one["wins"] + one["losses"]
+        ]
+        parts.append(_html_table(["query", one["first"], one["second"], "text"], cases))
+    title = html.escape(f"{comparison.get('collection', 'systems')}: {comparison['metric']}")
+    body = "\n".join(parts)
+    return f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n{body}\n</html>\n'
+
+
+WRITERS = {".md": markdown, ".tex": latex, ".html": html_page}
+
+
+def _of(system: str, quality: Quality, metric: str) -> NDArray[np.float64]:
+    if metric not in quality:
+        raise InputError(f"system {system!r} was not measured by {metric}; it has {', '.join(quality) or 'no metric'}.")
+    return quality[metric]
+
+
+def _beaten(pair: Pair, system: str, level: float) -> str | None:
+    """Who is beaten by `system` in this pair, if anybody is."""
+    if pair.adjusted_p >= level:
+        return None
+    winner, loser = (pair.first, pair.second) if pair.difference > 0 else (pair.second, pair.first)
+    return loser if winner == system else None
+
+
+def _letters() -> Iterator[str]:
+    """a to z, then aa, ab, ..."""
+    words = [""]
+    while True:
+        words = [word + letter for word in words for letter in "abcdefghijklmnopqrstuvwxyz"]
+        yield from words
+
+
+def _power(pairs: Sequence[Pair], queries: int, level: float) -> list[str]:
+    """What so many queries could not have shown, of the pairs that do not differ significantly."""
+    notes = []
+    for pair in pairs:
+        if pair.adjusted_p >= level and pair.detectable is not None and abs(pair.difference) < pair.detectable:
+            notes.append(
+                f"{pair.first}, {pair.second}: no difference is shown ({pair.difference:+.3f}); {queries:,} queries "
+                f"that differ as these do show one of {pair.detectable:.3f} four times in five, and smaller ones less often."
+            )
+    return notes
+
+
+def _listing(
+    measured: Measured, texts: Sequence[str], pair: Pair, values: Mapping[str, NDArray[np.float64]], count: int
+) -> dict[str, Any]:
+    first, second = values[pair.first], values[pair.second]
+    order = np.argsort(second - first, kind="stable")  # won most, first
+
+    def cases(places: Sequence[int]) -> list[dict[str, Any]]:
+        return [
+            {
+                "query": measured.query_ids[place],
+                "text": texts[place] if len(texts) else "",
+                "first": float(first[place]),
+                "second": float(second[place]),
+            }
+            for place in places
+        ]
+
+    return {
+        "first": pair.first,
+        "second": pair.second,
+        "wins": cases(order[: min(count, pair.wins)].tolist()),
+        "losses": cases(order[::-1][: min(count, pair.losses)].tolist()),
+    }
+
+
+def _metrics(comparison: Comparison) -> list[str]:
+    """The primary metric, then the others."""
+    every = dict.fromkeys(metric for record in comparison["systems"].values() for metric in record["means"])
+    return [comparison["metric"], *(metric for metric in every if metric != comparison["metric"])]
+
+
+def _system_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    metrics, systems = _metrics(comparison), comparison["systems"]
+    heads = ["", "system", metrics[0], f"{1 - comparison['level']:.0%} interval", "beats", *metrics[1:]]
+    rows = [
+        [
+            *(record["letter"], name, _number(record["means"].get(metrics[0]))),
+            _interval(record["interval"], ""),
+            " ".join(sorted(systems[other]["letter"] for other in record["beats"])),
+            *(_number(record["means"].get(metric)) for metric in metrics[1:]),
+        ]
+        for name, record in systems.items()
+    ]
+    return heads, rows
+
+
+def _pair_rows(pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    heads = ["pair", "Δ", "interval", "p (Holm)", "t-test p (Holm)", "won, tied, lost", "Δ shown at 80 % power"]
+    rows = [
+        [
+            f"{pair['first']}, {pair['second']}",
+            f"{pair['difference']:+.3f}",
+            _interval(pair["interval"], "+"),
+            *(_p(pair["adjusted_p"]), _p(pair["adjusted_t_p"])),
+            f"{pair['wins']}, {pair['ties']}, {pair['losses']}",
+            _number(pair["detectable"]),
+        ]
+        for pair in pairs
+    ]
+    return heads, rows
+
+
+def _method(comparison: Comparison) -> str:
+    return (
+        f"{comparison['metric']} of {comparison['queries']:,} queries. A system beats another by a paired "
+        f"randomisation test, two-sided, {comparison['rounds']:,} rounds, Holm over {len(comparison['pairs'])} "
+        f"pairs, at {comparison['level']:g}. Intervals: percentile bootstrap over queries, as many rounds."
+    )
+
+
+def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>\n" + "\n".join([line(heads, "th"), *(line(row, "td") for row in rows)]) + "\n</table>"
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    return "".join(special.get(sign, sign) for sign in text)
+
+
+def _interval(interval: Sequence[float], sign: str) -> str:
+    low, high = interval
+    return f"{low:{sign}.3f} to {high:{sign}.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "\N{EN DASH}" if value is None else f"{value:.3f}"
+
+
+def _p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,172 @@
+"""Comparisons against their parts computed apart, and read back from what is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval_kd.compare import Measured, compare, html_page, join, latex, markdown, read_per_query
+from retrieval_kd.evaluate.significance import bootstrap_interval, pairwise
+from retrieval_kd.types import InputError
+
+COUNT = 60
+GENERATOR = np.random.default_rng(0)
+BASE = GENERATOR.random(COUNT)
+IDS = [f"q{number}" for number in range(COUNT)]
+TEXTS = [f"text of {query}" for query in IDS]
+
+
+def quality(shift: float, noise: float = 0.05) -> dict[str, np.ndarray]:
+    values = np.clip(BASE + GENERATOR.normal(shift, noise, COUNT), 0, 1)
+    return {"nDCG@10": values, "MRR@10": np.sqrt(values)}
+
+
+MEASURED = Measured(IDS, {"low": quality(-0.1), "top_1": quality(0.15), "a|b": quality(0.0), "same": quality(0.0)})
+FOUND = compare(MEASURED, "ndcg_cut_10", texts=TEXTS, listing=2, rounds=2000, facts={"collection": "toy"})
+
+
+def test_systems_come_best_first_with_letters() -> None:
+    means = {name: each["nDCG@10"].mean() for name, each in MEASURED.systems.items()}
+    assert list(FOUND["systems"]) == sorted(means, key=lambda name: -means[name])
+    assert {name: record["letter"] for name, record in FOUND["systems"].items()} == dict(
+        zip(MEASURED.systems, "abcd", strict=True)
+    )
+    for name, record in FOUND["systems"].items():
+        assert record["means"] == {metric: values.mean() for metric, values in MEASURED.systems[name].items()}
+        assert record["interval"] == list(bootstrap_interval(MEASURED.systems[name]["nDCG@10"], 2000))
+    assert (FOUND["collection"], FOUND["metric"], FOUND["queries"]) == ("toy", "nDCG@10", COUNT)
+    json.dumps(FOUND)
+
+
+def test_who_beats_whom_is_what_the_corrected_tests_say() -> None:
+    order = {name: MEASURED.systems[name]["nDCG@10"] for name in FOUND["systems"]}
+    beaten = {name: set() for name in order}
+    for pair in pairwise(order, 2000):
+        if pair.adjusted_p < 0.05:
+            winner, loser = (pair.first, pair.second) if pair.difference > 0 else (pair.second, pair.first)
+            beaten[winner].add(loser)
+    assert {name: set(record["beats"]) for name, record in FOUND["systems"].items()} == beaten
+    assert beaten["top_1"] == {"low", "a|b", "same"}
+    assert beaten["low"] == set()
+    assert "same" not in beaten["a|b"]
+
+
+def test_what_could_not_be_seen_is_said() -> None:
+    (note,) = FOUND["power"]
+    pair = next(one for one in FOUND["pairs"] if {one["first"], one["second"]} == {"a|b", "same"})
+    assert f"show one of {pair['detectable']:.3f} four times in five" in note
+    assert abs(pair["difference"]) < pair["detectable"] < 0.06
+
+
+def test_listing_names_the_queries_of_the_largest_differences() -> None:
+    one = next(each for each in FOUND["listing"] if (each["first"], each["second"]) == ("top_1", "low"))
+    differences = MEASURED.systems["top_1"]["nDCG@10"] - MEASURED.systems["low"]["nDCG@10"]
+    best = np.argsort(-differences)[:2]
+    assert [case["query"] for case in one["wins"]] == [IDS[place] for place in best]
+    assert [case["text"] for case in one["wins"]] == [TEXTS[place] for place in best]
+    assert [case["first"] - case["second"] for case in one["wins"]] == pytest.approx(differences[best])
+    assert len(one["losses"]) == min(2, (differences < 0).sum())  # a query that is not lost is not listed as lost
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_markdown() -> None:
+    lines = markdown(FOUND).splitlines()
+    assert cells(lines[0]) == ["", "system", "nDCG@10", "95% interval", "beats", "MRR@10"]
+    assert [cells(line)[1] for line in lines[2:6]] == list(FOUND["systems"])
+    for line, record in zip(lines[2:6], FOUND["systems"].values(), strict=True):
+        assert float(cells(line)[2]) == pytest.approx(record["means"]["nDCG@10"], abs=5.1e-4)
+        assert cells(line)[4].split() == sorted(FOUND["systems"][name]["letter"] for name in record["beats"])
+    text = "\n".join(lines)
+    assert "Holm over 6 pairs, at 0.05" in text
+    assert "text of q" in text
+
+
+def test_latex() -> None:
+    text = latex(FOUND)
+    assert r"b & top\_1 & \textbf{" in text
+    assert re.search(
+        r"\\textbf\{0\.\d{3}\}\$\^\{acd\}\$ & \\textbf\{0\.\d{3}\} \\\\", text
+    )  # letters on the first metric
+    assert text.count(r"\\") == 5
+    assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
+
+
+def test_html_holds_the_cells_of_the_markdown() -> None:
+    class Cells(HTMLParser):
+        found: list[str] = []  # noqa: RUF012
+        tag = ""
+
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            self.tag = tag
+
+        def handle_data(self, data: str) -> None:
+            if self.tag in ("td", "th") and data.strip():
+                self.found.append(data)
+
+    parser = Cells()
+    parser.feed(html_page(FOUND))
+    expected = [cell for line in markdown(FOUND).splitlines() if line.startswith("|") for cell in cells(line)]
+    assert {cell for cell in expected if cell and not set(cell) <= set("-:")} == set(parser.found)
+
+
+def test_one_system_has_nobody_to_beat() -> None:
+    alone = compare(Measured(IDS, {"one": quality(0.0)}), "MRR@10")
+    assert (alone["pairs"], alone["power"], alone["systems"]["one"]["beats"]) == ([], [], [])
+    assert markdown(alone).count("\n") == 3
+
+
+def test_a_metric_that_was_not_measured_is_refused() -> None:
+    with pytest.raises(InputError, match="'low' was not measured by MAP; it has nDCG@10, MRR@10"):
+        compare(MEASURED, "map")
+
+
+def write(path: Path, systems: dict[str, dict[str, list[float]]]) -> Path:
+    lines = ["query\tsystem\tnDCG@10"]
+    lines += [f"{q}\t{name}\t{value!r}" for name, of in systems.items() for q, value in of.items()]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_per_query_values_are_read_and_joined(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    write(tmp_path / "r" / "per_query.tsv", {"bm25": {"q1": 0.25, "q2": 1.0}})
+    other = write(tmp_path / "b.tsv", {"bm25": {"q2": 0.5, "q1": 0.0}, "x": {"q2": 1.0, "q1": 0.75}})
+    parts = {"r": read_per_query(tmp_path / "r"), "b.tsv": read_per_query(other)}
+    both = join(parts)
+    assert list(both.query_ids) == ["q1", "q2"]
+    assert {name: each["nDCG@10"].tolist() for name, each in both.systems.items()} == {
+        "r: bm25": [0.25, 1.0],
+        "b.tsv: bm25": [0.0, 0.5],
+        "x": [0.75, 1.0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\tb\n", "expected the columns query, system"),
+        ("query\tsystem\tMAP\nq\tx\n", ":2: 2 columns, the first line has 3"),
+        ("query\tsystem\tMAP\nq\tx\t1\nq\tx\t1\n", "occurs a second time"),
+        ("query\tsystem\tMAP\nq\tx\t1\nr\ty\t1\n", "'y' has values of other queries"),
+        ("query\tsystem\tMAP\nq\tx\tone\n", "could not convert"),
+        ("query\tsystem\tMAP\n", "holds no values"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "p.tsv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_per_query(tmp_path / "p.tsv")
+
+
+def test_other_queries_are_refused(tmp_path: Path) -> None:
+    one, two = (read_per_query(write(tmp_path / f"{q}.tsv", {"x": {q: 1.0}})) for q in ("q1", "q2"))
+    with pytest.raises(InputError, match="two and one are of other queries"):
+        join({"one": one, "two": two})
