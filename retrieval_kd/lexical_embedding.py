@@ -89,7 +89,7 @@ class LexicalEmbedding(InputModule):
         self.save_torch_weights(output_path, safe_serialization=safe_serialization)
 
     @classmethod
-    def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> LexicalEmbedding:  # type: ignore[override]
+    def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> LexicalEmbedding:
         """Read what `save` wrote."""
         keys = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
         where = {key: kwargs[key] for key in keys if key in kwargs}

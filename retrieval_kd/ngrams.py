@@ -30,7 +30,7 @@ def find_ngrams(ids: NDArray[np.int64], known: Keys, longest: int) -> NDArray[np
     keys = np.concatenate(ngram_keys(ids, longest))
     places = known.searchsorted(keys)
     places[places == len(known)] = 0
-    return places[known[places] == keys]
+    return np.asarray(places[known[places] == keys])
 
 
 def count_ngrams(

@@ -17,7 +17,7 @@ def make_pseudo_queries(documents: Sequence[str], options: PseudoQueries) -> lis
     """Sentences of the documents, each distinct one once, in the order of the documents.
 
     Between `minimum_words` and `maximum_words` long; of each document at most `per_document`,
-    drawn with `seed`.
+    drawn with `seed`. With `whole_documents` each document follows its sentences, whatever its length.
     """
     rng = np.random.default_rng(options.seed)
     chosen: dict[str, None] = {}
@@ -27,5 +27,5 @@ def make_pseudo_queries(documents: Sequence[str], options: PseudoQueries) -> lis
         if options.per_document is not None and len(fitting) > options.per_document:
             keep = np.sort(rng.choice(len(fitting), options.per_document, replace=False))
             fitting = [fitting[place] for place in keep]
-        chosen.update(dict.fromkeys(fitting))
+        chosen.update(dict.fromkeys([*fitting, document] if options.whole_documents else fitting))
     return list(chosen)

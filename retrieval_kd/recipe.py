@@ -101,6 +101,7 @@ class PseudoQueries(Table):
     """Pieces of documents that serve as training queries without labels."""
 
     per_document: Positive | None = None  # sentences drawn from each document; absent: all
+    whole_documents: bool = False  # beside the sentences, each document as it is
     minimum_words: Positive = 4
     maximum_words: Positive = 60
     seed: int = 0

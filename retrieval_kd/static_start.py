@@ -29,7 +29,7 @@ _UNUSED = re.compile(r"\[unused\d+\]")
 
 def piece_vectors(towers: Towers, pieces: Sequence[Sequence[int]]) -> NDArray[np.float32]:
     """The teacher's vector of each piece of text, given by token ids, read alone: (n, D), pooled, not normalised."""
-    modules = [module for module in towers.document if not isinstance(module, Normalize)]
+    modules: list[Any] = [module for module in towers.document if not isinstance(module, Normalize)]
     before, after = special_tokens(modules[0].tokenizer)
     rows = [np.array([*before, *piece, *after], np.int32) for piece in pieces]
     lengths = np.array([len(row) for row in rows], np.int64)
@@ -70,11 +70,17 @@ def plain_tokenizer(tokenizer: Any, max_length: int | None) -> Tokenizer:
     return plain
 
 
-def table_tokens(tokenizer: Any) -> NDArray[np.int64]:
-    """The ids of the tokens that get a vector: all but special ones and places kept free."""
-    special = set(tokenizer.all_special_ids)
+def table_tokens(tokenizer: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The ids of the tokens that have a vector, in order, and which of them a text may hold.
+
+    Special tokens and places kept free have none. Those of padding and of unknown pieces count in the PCA and in the
+    ranks, as Model2Vec's do, and add nothing to a text.
+    """
+    silent = {tokenizer.pad_token_id, tokenizer.unk_token_id}
+    special = set(tokenizer.all_special_ids) - silent
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return np.array([id_ for token, id_ in vocabulary if id_ not in special and not _UNUSED.match(token)], np.int64)
+    ids = np.array([id_ for token, id_ in vocabulary if id_ not in special and not _UNUSED.match(token)], np.int64)
+    return ids, np.array([id_ not in silent for id_ in ids])
 
 
 def sentence_states(
@@ -115,20 +121,17 @@ def _sample(texts: Sequence[str]) -> list[str]:
     return [texts[place] for place in spread(len(texts), max(1, int(SENTENCE_TOKENS / max(1.0, length))))]
 
 
-def principal_axes(
-    vectors: NDArray[np.float32], dimension: int, drop: int = 0
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean (D,) and principal axes (D, `dimension`) of vectors (n, D), without the first `drop`."""
+def principal_axes(vectors: NDArray[np.float32], dimension: int, drop: int = 0) -> NDArray[np.float64]:
+    """Principal axes (D, `dimension`) of vectors (n, D), without the first `drop`; InputError if there are not so many."""
     width = vectors.shape[1]
     if drop + dimension > width:
         raise InputError(
             f"student.dimension = {dimension} and student.drop = {drop} ask for {drop + dimension} principal axes; "
             f"the teacher's vectors have {width}."
         )
-    mean = vectors.mean(0, dtype=np.float64)
-    centred = vectors - mean
+    centred = vectors - vectors.mean(0, dtype=np.float64)
     _, axes = np.linalg.eigh(centred.T @ centred)
-    return mean, axes[:, ::-1][:, drop : drop + dimension]
+    return np.asarray(axes[:, ::-1][:, drop : drop + dimension])
 
 
 def zipf_weights(count: int, a: float = 1e-4) -> NDArray[np.float64]:

@@ -67,3 +67,10 @@ def test_only_sentences_of_fitting_length_are_drawn() -> None:
     for seed in range(5):
         chosen = make_pseudo_queries(documents, options.model_copy(update={"seed": seed}))
         assert chosen == ["This one has enough words."]
+
+
+def test_whole_documents_follow_their_sentences() -> None:
+    documents = ["One of the two sentences. And the other one here.", "Short."]
+    made = make_pseudo_queries(documents, PseudoQueries(per_document=1, whole_documents=True))
+    assert made[1:] == documents
+    assert made[0] in {"One of the two sentences.", "And the other one here."}

@@ -1,7 +1,7 @@
 """Lexical students: TF-IDF of token n-grams through a small network (Luxical, arXiv:2512.09015).
 
-The rows of n-grams, which are the network's first layer, start at random as there, or from a teacher's vectors of the
-n-grams read alone, and then the network starts as nothing but their sum.
+The rows of n-grams, which are the network's first layer, start at random as there, or from a teacher's vectors of
+single tokens. Then longer n-grams, whose tokens are counted too, start at 0, and the network adds nothing at first.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
     keys, counts, pieces = count_ngrams(texts, options.longest, options.at_least, options.at_most)
     taught = options.start == "teacher"
     if taught:  # tokens that no document has may come in a query, and the teacher knows them
-        tokens = table_tokens(first.tokenizer)
+        ids, heard = table_tokens(first.tokenizer)
+        tokens = ids[heard]
         others = tokens[~np.isin(ngram_keys(tokens, 1)[0], keys)]
         keys = np.concatenate([keys, ngram_keys(others, 1)[0]])
         counts, pieces = np.concatenate([counts, np.ones(len(others), np.int64)]), [*pieces, *others[:, None].tolist()]
@@ -66,8 +67,10 @@ def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
     frequency = torch.from_numpy(np.log(counts.sum()) - np.log(counts)).float()[:, None]  # Luxical's, not of documents
     with torch.no_grad():
         if taught:
-            vectors = torch.from_numpy(piece_vectors(towers, pieces))
-            module.table.weight.copy_(nn.functional.normalize(vectors, dim=1))
+            single = torch.tensor([len(piece) == 1 for piece in pieces])
+            vectors = torch.from_numpy(piece_vectors(towers, [piece for piece in pieces if len(piece) == 1]))
+            nn.init.zeros_(module.table.weight)
+            module.table.weight[single] = nn.functional.normalize(vectors - vectors.mean(0), dim=1)
             if len(module.layers):
                 nn.init.zeros_(module.layers[-1])
         module.table.weight.mul_(frequency)

@@ -37,8 +37,8 @@ class Options(BagOptions):
     """The teacher, how its vectors become rows, and perhaps a frozen document tower."""
 
     start: Literal["tokens", "sentences"] = "tokens"  # sentences: a token's mean state in the collection's documents
-    dimension: Positive | None = None  # of a PCA of tokens or of sentences; absent: the teacher's own coordinates
-    drop: Annotated[int, Field(ge=0)] = 0  # so many principal components, the first, are left out
+    dimension: Positive | None = None  # of a PCA of tokens or of sentences; absent: the teacher's coordinates, centred
+    drop: Annotated[int, Field(ge=0)] = 0  # so many principal components, the first ones, are left out
     weights: Literal["none", "zipf", "idf"] = "none"  # of tokens: none; by their places; by the documents with them
 
 
@@ -52,23 +52,22 @@ def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
     towers = load_teacher_tower(options)
     first: Any = towers.document[0]
     plain = plain_tokenizer(first.tokenizer, first.max_seq_length)
-    ids = table_tokens(first.tokenizer)
+    ids, heard = table_tokens(first.tokenizer)
     table = np.zeros((plain.get_vocab_size(), first.get_embedding_dimension()), np.float32)
     table[ids] = piece_vectors(towers, ids[:, None].tolist())
     fitted = table[ids]
     if options.start == "sentences":
         table, fitted = sentence_states(towers, documents, table)
-    rows: NDArray[Any] = table[ids]
+    rows: NDArray[Any] = table[ids] - fitted.mean(0)
     if options.dimension is not None:
-        mean, axes = principal_axes(fitted, options.dimension, options.drop)
-        rows = (rows - mean) @ axes
+        rows = rows @ principal_axes(fitted, options.dimension, options.drop)
     if options.weights == "zipf":
         rows = rows * zipf_weights(len(ids))[:, None]
     elif options.weights == "idf":
         read = (one.ids for one in plain.encode_batch(list(documents), add_special_tokens=False))
         rows = rows * inverse_frequencies(read, len(table))[ids, None]
     whole = np.zeros((len(table), rows.shape[1]), np.float32)
-    whole[ids] = rows
+    whole[ids] = rows * heard[:, None]
     save_start(StaticEmbedding(plain, embedding_weights=torch.from_numpy(whole)), folder)
 
 

@@ -19,9 +19,10 @@ from tiny import WORDS, tiny_sentence_transformer
 from retrieval_kd.bag_student import BagStudent
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.export_table import export_table
-from retrieval_kd.static_start import principal_axes, special_tokens, table_tokens
+from retrieval_kd.static_start import principal_axes, sentence_states, special_tokens, table_tokens
 from retrieval_kd.students import Batch, begin, begins, begun, load_student
 from retrieval_kd.tables import Component
+from retrieval_kd.towers import load_towers
 from retrieval_kd.types import InputError
 
 RNG = np.random.default_rng(0)
@@ -138,50 +139,59 @@ def test_the_table_is_that_of_model2vec(teacher: Path, tmp_path: Path) -> None:
     table: Any = student.query[0]
     model = SentenceTransformer(str(teacher), device="cpu")
     first: Any = model[0]
-    ids = table_tokens(first.tokenizer)
+    ids, heard = table_tokens(first.tokenizer)
     before, after = special_tokens(first.tokenizer)
     found = oracle.create_embeddings(first.auto_model, [[*before, token, *after] for token in ids.tolist()], "cpu", 0)
     found = oracle.apply_pca(found, 12) * oracle.compute_weights(len(ids), 1e-4)[:, None]
     rows = table.embedding.weight.detach().numpy()
-    signs = np.sign((rows[ids] * found).sum(0))
+    signs = np.sign((rows[ids] * found)[heard].sum(0))
     assert (signs != 0).all()
-    np.testing.assert_allclose(rows[ids] * signs, found, atol=1e-5)
+    np.testing.assert_allclose((rows[ids] * signs)[heard], found[heard], atol=1e-5)
+    assert set(ids[~heard].tolist()) == {first.tokenizer.pad_token_id, first.tokenizer.unk_token_id}
     assert not rows[first.tokenizer.all_special_ids].any()
 
 
 def test_tokens_start_as_the_teacher_s_vectors_of_them(teacher: Path, tmp_path: Path) -> None:
+    """Less the mean of all, which the oracle of the table is too."""
     student = make("static", teacher, tmp_path)
-    words = ["list", "thread"]
-    np.testing.assert_allclose(
-        student.towers.model.encode(words), SentenceTransformer(str(teacher)).encode(words), atol=1e-5
+    rows = student.query[0].embedding.weight.detach().numpy()  # type: ignore[union-attr]
+    model = SentenceTransformer(str(teacher), device="cpu")
+    vocabulary = model.tokenizer.get_vocab()
+    first, second = (
+        np.mean([state.numpy() for state in model.encode(word, output_value="token_embeddings")], 0)
+        for word in ("list", "thread")
     )
+    np.testing.assert_allclose(rows[vocabulary["list"]] - rows[vocabulary["thread"]], first - second, atol=1e-5)
+    ids, heard = table_tokens(model.tokenizer)
+    np.testing.assert_allclose(rows[ids[heard]].mean(0), 0, atol=0.1)
 
 
 def test_sentences_start_from_mean_states(teacher: Path, tmp_path: Path) -> None:
-    """The mean over all places of a token, and its own vector once, moved as the states are from the tokens alone."""
-    student = make("static", teacher, tmp_path, start="sentences")
-    rows = student.query[0].embedding.weight.detach().numpy()  # type: ignore[union-attr]
-    alone = make("static", teacher, tmp_path / "alone").query[0].embedding.weight.detach().numpy()  # type: ignore[union-attr]
+    """A token's states in all its places and its own vector once, moved as states are from vectors of single tokens."""
+    towers = load_towers(str(teacher))
     model = SentenceTransformer(str(teacher), device="cpu")
     read = [model.tokenizer(text, truncation=True, max_length=24)["input_ids"] for text in DOCUMENTS]
-    states = model.encode(DOCUMENTS, output_value="token_embeddings")
+    alone = np.random.default_rng(0).normal(size=(len(model.tokenizer), 32)).astype(np.float32)
+    rows, sentences = sentence_states(towers, DOCUMENTS, alone)
     by_token: dict[int, list[Any]] = {}
-    for ids, found in zip(read, states, strict=True):
+    for ids, found in zip(read, model.encode(DOCUMENTS, output_value="token_embeddings"), strict=True):
         for token, state in zip(ids, found.numpy(), strict=True):
             by_token.setdefault(token, []).append(state)
     seen = sorted(by_token)
     shift = np.mean([np.mean(by_token[token], 0) for token in seen], 0) - alone[seen].mean(0)
-    token = model.tokenizer.get_vocab()["list"]
-    expected = (np.sum(by_token[token], 0) + alone[token] + shift) / (len(by_token[token]) + 1)
-    np.testing.assert_allclose(rows[token], expected, atol=1e-4)
+    for token in range(len(alone)):
+        states = by_token.get(token, [])
+        expected = (np.sum(states, 0) + alone[token] + shift) / (len(states) + 1)
+        np.testing.assert_allclose(rows[token], expected, atol=1e-4)
+    means = [rows[[token for token in ids if token not in model.tokenizer.all_special_ids]].mean(0) for ids in read]
+    np.testing.assert_allclose(sentences, means, atol=1e-5)
 
 
 def test_principal_axes_are_those_of_svd() -> None:
     points = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32) * [5, 4, 3, 2, 1, 0.5]
-    mean, axes = principal_axes(points, 3, drop=1)
+    axes = principal_axes(points, 3, drop=1)
     _, _, rows = np.linalg.svd(points - points.mean(0))
     np.testing.assert_allclose(np.abs(axes.T @ rows[1:4].T), np.eye(3), atol=1e-5)
-    np.testing.assert_allclose(mean, points.mean(0), atol=1e-5)
     with pytest.raises(InputError, match="ask for 7 principal axes; the teacher's vectors have 6"):
         principal_axes(points, 4, drop=3)
 
@@ -197,9 +207,8 @@ def test_a_lexical_student_is_a_product_with_tf_idf(start: str, teacher: Path, t
     total: Counter[tuple[int, ...]] = sum(grams, Counter())
     known = sorted(gram for gram, count in total.items() if count >= 2)
     if start == "teacher":
-        known += [
-            (token,) for token in table_tokens(SentenceTransformer(str(teacher)).tokenizer) if (token,) not in known
-        ]
+        ids, heard = table_tokens(SentenceTransformer(str(teacher)).tokenizer)
+        known += [(token,) for token in ids[heard].tolist() if (token,) not in known]
     assert len(known) == len(module.keys)
     counts = np.array([[one[gram] for gram in known] for one in grams], float)
     place = {gram: module.keys.tolist().index(key(gram)) for gram in known}
@@ -214,7 +223,8 @@ def test_a_lexical_student_is_a_product_with_tf_idf(start: str, teacher: Path, t
     np.testing.assert_allclose(vectors(student)[1], unit(x), atol=1e-5)
     frequent = max(total, key=lambda gram: total[gram])
     rare = next(gram for gram in known if len(gram) == 1 and total[gram] == 2)
-    if start == "teacher":  # rows have the pseudo-IDF for length
+    if start == "teacher":  # rows of tokens have the pseudo-IDF for length, others are 0
+        assert not table[[len(gram) > 1 for gram in known]].any()
         every = sum(max(total[gram], 1) if total[gram] >= 2 else 1 for gram in known)
         for gram in (frequent, rare):
             length = np.linalg.norm(table[known.index(gram)])
