@@ -39,9 +39,10 @@ class Service:
         self._batchers: dict[str, Batcher] = {}
         for model in models:
             if model.vectors == "dense":
-                encoder: Any = model.encoder
                 observe = partial(monitor.batch, model.name)
-                self._batchers[model.name] = Batcher(encoder.encode, encoding, batching, limits.waiting_texts, observe)
+                self._batchers[model.name] = Batcher(
+                    model.encoder.encode, encoding, batching, limits.waiting_texts, observe
+                )
 
     def find(self, name: str) -> Model:
         """The model of this name; Refusal 404 if there is none."""
@@ -85,8 +86,7 @@ class Service:
         self, request: Request, model: Model, texts: Sequence[str]
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """The terms of each text and their weights."""
-        table = model.encoder
-        assert isinstance(table, QueryTable)
+        table: QueryTable = model.encoder
         request.scope["facts"] |= {"model": model.name, "texts": len(texts)}
         if sum(map(len, texts)) <= _INLINE:
             return [table.look_up(text) for text in texts]
@@ -100,7 +100,7 @@ class Service:
         asked: Any = queries
         if model.vectors == "dense":
             asked, _ = await self.embed(request, model, queries)
-        elif isinstance(model.encoder, QueryTable):
+        elif model.vectors == "sparse":
             asked = await self._apart(partial(model.encoder.encode, queries))
         request.scope["facts"] |= {"model": model.name, "texts": len(queries)}
         encoded = perf_counter()
