@@ -13,7 +13,9 @@ from retrieval_kd.progress import console, say
 def serve(
     folders: Annotated[
         list[str],
-        typer.Argument(help="Folders of runs (work/RECIPE) or of exported encoders, also NAME=FOLDER.", show_default=False),
+        typer.Argument(
+            help="Folders of runs (work/RECIPE) or of exported encoders, also NAME=FOLDER.", show_default=False
+        ),
     ],
     form: Annotated[
         str | None, typer.Option(help="Which exported form of a run [default: int8, or the only one].")

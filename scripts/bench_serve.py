@@ -206,9 +206,9 @@ def _clients(pipe: Any, name: str, port: int, queries: list[str], clients: int, 
         while time.perf_counter() < end:
             place = (place + clients) % len(queries)
             body = json.dumps({"model": name, "input": queries[place], "encoding_format": "base64"}).encode()
-            head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+            head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
             start = time.perf_counter()
-            writer.write(head.encode() + b"\r\n\r\n" + body)
+            writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + body)
             answer = await reader.readuntil(b"\r\n\r\n")
             length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:"))
             text = await reader.readexactly(int(length.partition(b":")[2]))

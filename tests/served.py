@@ -71,9 +71,9 @@ async def ask(
     parts = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Any:
-        if parts:
-            return parts.pop()
-        await asyncio.Event().wait()  # the client stays
+        if not parts:
+            await asyncio.Event().wait()  # the client stays
+        return parts.pop()
 
     async def send(message: Any) -> None:
         sent.append(message)

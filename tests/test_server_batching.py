@@ -39,7 +39,8 @@ class Recorder:
         return np.array([[len(text), len(texts)] for text in texts], np.float32)
 
 
-def batcher(recorder: Recorder, batching: Batching = Batching(), limit: int = 1000) -> Batcher:
+def batcher(recorder: Recorder, batching: Batching | None = None, limit: int = 1000) -> Batcher:
+    batching = batching or Batching()
     pool = ThreadPoolExecutor(batching.workers)
     return Batcher(recorder.encode, pool, batching, limit, lambda texts, tokens, seconds: None)
 
@@ -141,7 +142,9 @@ def test_a_full_queue_refuses() -> None:
     queue = batcher(recorder, Batching(texts=1), limit=3)
 
     async def run() -> None:
-        tasks = [asyncio.create_task(queue.encode(["x"], [1])) for _ in range(4)]  # one encoded, three waiting
+        tasks = [asyncio.create_task(queue.encode(["x"], [1]))]
+        await settle(lambda: bool(recorder.batches))
+        tasks += [asyncio.create_task(queue.encode(["x"], [1])) for _ in range(3)]
         await settle(lambda: queue.waiting == 3)
         with pytest.raises(Refusal) as refused:
             await queue.encode(["y"], [1])
@@ -160,7 +163,9 @@ def test_a_fault_is_told_to_its_own_batch_alone() -> None:
         first = asyncio.create_task(queue.encode(["x"], [1]))
         await settle(lambda: bool(recorder.batches))
         texts = [["fault", "rest", "rest"], ["neighbour"], ["fine"]]
-        results = await asyncio.gather(first, *(queue.encode(some, ones(some)) for some in texts), return_exceptions=True)
+        results = await asyncio.gather(
+            first, *(queue.encode(some, ones(some)) for some in texts), return_exceptions=True
+        )
         assert [type(result) for result in results] == [np.ndarray, ZeroDivisionError, ZeroDivisionError, np.ndarray]
 
     asyncio.run(run())

@@ -20,14 +20,15 @@ from retrieval_kd.server.service import Service
 
 def create_app(
     models: Sequence[Model],
-    limits: Limits = Limits(),
-    batching: Batching = Batching(),
+    limits: Limits | None = None,
+    batching: Batching | None = None,
     api_key: str | None = None,
 ) -> FastAPI:
     """The application that serves `models`; of those that fit a request without a name, the first answers.
 
     With an `api_key`, all routes but /, /health and /metrics ask for it. Raises InputError for two of one name.
     """
+    limits, batching = limits or Limits(), batching or Batching()
     monitor = Monitor()
     service = Service(models, limits, batching, monitor)
     app = FastAPI(

@@ -65,7 +65,9 @@ class Gate:
         if self._key is not None:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
-                return Refusal(401, "Send the API key of this server: Authorization: Bearer KEY.", code="invalid_api_key")
+                return Refusal(
+                    401, "Send the API key of this server: Authorization: Bearer KEY.", code="invalid_api_key"
+                )
         if self._in_flight >= self._limits.requests:
             return Refusal(429, "Too many requests at once; try again in a moment.", code="rate_limit_exceeded")
         length = headers.get(b"content-length", b"0")

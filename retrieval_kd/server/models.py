@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,6 @@ from retrieval_kd.forms import parse_form
 from retrieval_kd.index import Index, open_index
 from retrieval_kd.query_table import QueryTable
 from retrieval_kd.types import Hits, InputError
-
-if TYPE_CHECKING:
-    from retrieval_kd.teachers.bm25 import BM25
 
 
 class DenseEncoder(Protocol):
@@ -45,7 +42,7 @@ class Model:
     """
 
     name: str
-    encoder: DenseEncoder | QueryTable | BM25
+    encoder: Any  # DenseEncoder, QueryTable or BM25
     tokenizer: Tokenizer | None = None
     index: Index | None = None
     document_ids: Sequence[str] = ()
@@ -122,7 +119,7 @@ class Model:
         """The best documents of queries: vectors of this model's encoder, or texts where it has none."""
         if self.index is not None:
             return self.index.search(queries, k)
-        hits: Hits = self.encoder.retrieve(queries, k)  # type: ignore[union-attr]
+        hits: Hits = self.encoder.retrieve(queries, k)
         return hits
 
     def describe(self) -> dict[str, Any]:
@@ -158,8 +155,10 @@ def load_model(folder: str, form: str | None = None, threads: int = 1) -> Model:
     tokenizer.no_padding()
     index = None if exported else open_index(index_folder, threads)
     texts = None if index is None else _texts_in_order(path / "index" / "documents.jsonl", index.document_ids)
-    name = name or path.resolve().name
-    return Model(name, _load_encoder(encoder_folder, threads), tokenizer, index, texts=texts)
+    model = Model(name or path.resolve().name, _load_encoder(encoder_folder, threads), tokenizer, index, texts=texts)
+    if index is not None:
+        model.search(model.encoder.encode(["first"]), 1)  # numba compiles, files are mapped: not at a client's cost
+    return model
 
 
 def load_bm25(collection: str, name: str = "bm25") -> Model:

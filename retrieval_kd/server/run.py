@@ -24,8 +24,8 @@ def serve(
     models: Sequence[Model],
     host: str = "127.0.0.1",
     port: int = 8000,
-    limits: Limits = Limits(),
-    batching: Batching = Batching(),
+    limits: Limits | None = None,
+    batching: Batching | None = None,
     api_key: str | None = None,
 ) -> None:
     """Serve `models` until SIGTERM or Ctrl+C; requests that have come in are answered before it returns.
@@ -33,6 +33,7 @@ def serve(
     Logs JSON lines to standard error. Port 0 takes a free one, which the log names. Raises InputError before anything
     listens.
     """
+    limits = limits or Limits()
     app = create_app(models, limits, batching, api_key)
     _log_lines()
     try:
@@ -40,7 +41,9 @@ def serve(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
         )
     except OSError as error:
-        raise InputError(f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --port.") from None
+        raise InputError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --port."
+        ) from None
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -39,9 +39,10 @@ class Service:
         self._batchers: dict[str, Batcher] = {}
         for model in models:
             if model.vectors == "dense":
-                encoder: Any = model.encoder
                 observe = partial(monitor.batch, model.name)
-                self._batchers[model.name] = Batcher(encoder.encode, encoding, batching, limits.waiting_texts, observe)
+                self._batchers[model.name] = Batcher(
+                    model.encoder.encode, encoding, batching, limits.waiting_texts, observe
+                )
 
     def find(self, name: str) -> Model:
         """The model of this name; Refusal 404 if there is none."""

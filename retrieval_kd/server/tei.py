@@ -60,9 +60,9 @@ def add_routes(app: FastAPI, service: Service) -> None:
             message = f"prompt_name {body.prompt_name!r} is unknown; there are 'query' and 'document'."
             raise Refusal(422, message, "prompt_name")
         check_side(model, body.prompt_name, "prompt_name", 422)
-        if isinstance(body, SparseBody) and body.truncation_direction not in (None, side := _cut_side(model)):
-            if (body.truncation_direction or "").capitalize() != side:
-                raise Refusal(422, f"This model's texts are cut at the {side.lower()}.", "truncation_direction")
+        side = str(model.manifest.get("truncation_side", "right"))
+        if isinstance(body, SparseBody) and (body.truncation_direction or side).lower() != side:
+            raise Refusal(422, f"This model's texts are cut at the {side}.", "truncation_direction")
         return texts
 
     @app.post("/embed")
@@ -128,10 +128,6 @@ def add_routes(app: FastAPI, service: Service) -> None:
             "limits": asdict(limits),
             "batching": asdict(batching),
         }
-
-
-def _cut_side(model: Model) -> str:
-    return str(model.manifest.get("truncation_side", "right")).capitalize()
 
 
 def _pooling(model: Model) -> str | None:
