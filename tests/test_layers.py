@@ -25,7 +25,18 @@ LAYERS = [
     | {"engines", "first_token", "lora", "pair_head", "pooling", "token_vectors"}
     | {"lexical_start", "query_table", "sparse_student", "sparse_towers", "vocabulary_head"}
     | {"endpoint", "chat_model", "language_model"},
-    {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
+    {
+        "candidates",
+        "scoring",
+        "judgements",
+        "synthesis",
+        "trainset",
+        "train",
+        "evaluate",
+        "export",
+        "report",
+        "report_html",
+    }
     | {"diagnostics", "answers", "workers", "cluster", "pricing"},
     {"pipeline"},
     {
