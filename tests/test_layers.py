@@ -25,19 +25,8 @@ LAYERS = [
     | {"engines", "first_token", "lora", "pair_head", "pooling", "token_vectors"}
     | {"lexical_start", "query_table", "sparse_student", "sparse_towers", "vocabulary_head"}
     | {"endpoint", "chat_model", "language_model"},
-    {
-        "candidates",
-        "scoring",
-        "judgements",
-        "synthesis",
-        "trainset",
-        "train",
-        "evaluate",
-        "export",
-        "report",
-        "report_html",
-    }
-    | {"diagnostics", "answers", "workers", "cluster", "pricing"},
+    {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
+    | {"corpus_vectors", "report_html", "diagnostics", "answers", "workers", "cluster", "pricing"},
     {"pipeline"},
     {
         "cli",
@@ -47,6 +36,8 @@ LAYERS = [
         "cli_pricing",
         "cli_scores",
         "cli_synthesize",
+        "cli_workspace",
+        "cli_index",
         "server",
         "__main__",
     },

@@ -12,12 +12,15 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.index import in_order
+from retrieval_kd.index import BLOCK, Vectors, in_order
+from retrieval_kd.sample import spread
 from retrieval_kd.tables import Positive, Table
 from retrieval_kd.types import Hits, InputError
 
 VECTORS = ("dense",)
 _VECTORS = "index.faiss"
+TRAINED = 2**18  # vectors of a large collection that quantisers and centroids are fitted to ...
+_A_LIST = 64  # ... or so many for each list of IVF, if that is more
 
 
 class Options(Table):
@@ -26,28 +29,63 @@ class Options(Table):
     factory: str = "Flat"  # for example "IVF256,Flat", "HNSW32", "OPQ16,IVF256,PQ16"
     nprobe: Positive | None = None  # lists visited, for IVF
     ef_search: Positive | None = None  # candidates kept, for HNSW
+    k_factor: Positive | None = None  # candidates a result that are scored again, for Refine
 
 
-def write(vectors: NDArray[np.float32], folder: Path, options: Options, document_ids: Sequence[str]) -> dict[str, Any]:
-    """Index vectors (N, D) into a folder.
+def write(vectors: Vectors, folder: Path, options: Options, document_ids: Sequence[str]) -> dict[str, Any]:
+    """Index vectors (N, D) into a folder, BLOCK at a time, so that memory is that of the index.
 
     InputError for a factory string that FAISS does not know, for search parameters that it does not have, and for too
     few vectors to train on.
     """
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    try:
-        index = faiss.index_factory(vectors.shape[1], options.factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise InputError(f"index.factory: FAISS cannot build {options.factory!r} ({_reason(error)}).") from None
+    index = _make(vectors.shape[1], options.factory)
     _set_search(index, options)  # saved with the index
     if not index.is_trained:
         _train(index, vectors, options.factory)
     try:
-        index.add(vectors)
+        for start in range(0, vectors.shape[0], BLOCK):
+            index.add(np.ascontiguousarray(vectors[start : start + BLOCK], np.float32))
     except RuntimeError as error:
         raise InputError(f"index.factory: FAISS cannot fill {options.factory!r} ({_reason(error)}).") from None
     faiss.write_index(index, str(folder / _VECTORS))
     return {}
+
+
+def estimate_bytes(options: Options, documents: int, width: int) -> int | None:
+    """About the bytes of an index, on disk and in memory, before it is built; None where its kind is not known here."""
+    index = _make(width, options.factory)
+    fixed, each = _parts(faiss.downcast_index(index), width)
+    return None if each is None else fixed + each * documents
+
+
+def _parts(index: Any, width: int) -> tuple[int, int | None]:
+    """Bytes that an index takes whatever its size (without small tables), and for each vector."""
+    if isinstance(index, faiss.IndexPreTransform):
+        inside = faiss.downcast_index(index.index)
+        fixed, each = _parts(inside, inside.d)
+        return fixed + 4 * width * inside.d, each
+    if isinstance(index, faiss.IndexRefine):
+        (fixed, each), (more, again) = (
+            _parts(faiss.downcast_index(one), width) for one in (index.base_index, index.refine_index)
+        )
+        return fixed + more, None if each is None or again is None else each + again
+    if isinstance(index, faiss.IndexHNSW):
+        fixed, each = _parts(faiss.downcast_index(index.storage), width)
+        hnsw: Any = index.hnsw
+        links = 4 * hnsw.cum_nb_neighbors(1) + 12  # of the lowest level, and where they begin
+        return fixed, None if each is None else each + links
+    if isinstance(index, faiss.IndexIVF):
+        return 4 * width * index.nlist, index.code_size + 8
+    if isinstance(index, faiss.IndexFlatCodes):
+        return 0, index.code_size
+    return 0, None
+
+
+def _make(width: int, factory: str) -> Any:
+    try:
+        return faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InputError(f"index.factory: FAISS cannot build {factory!r} ({_reason(error)}).") from None
 
 
 class FaissIndex:
@@ -85,16 +123,24 @@ def _set_search(index: Any, options: Options) -> None:
             faiss.ParameterSpace().set_index_parameter(index, name, value)
         except RuntimeError:
             raise InputError(f"index.{key}: the factory {options.factory!r} has no such parameter; drop it.") from None
+    if options.k_factor is not None:
+        refine = faiss.downcast_index(index)
+        if not isinstance(refine, faiss.IndexRefine):
+            raise InputError(f"index.k_factor: the factory {options.factory!r} has no such parameter; drop it.")
+        refine.k_factor = options.k_factor
 
 
-def _train(index: Any, vectors: NDArray[np.float32], factory: str) -> None:
+def _train(index: Any, vectors: Vectors, factory: str) -> None:
+    """Fit quantisers and centroids to the vectors, of a large collection to a sample at equal distances."""
+    inverted = faiss.try_extract_index_ivf(index)
+    rows = spread(vectors.shape[0], max(TRAINED, _A_LIST * inverted.nlist if inverted else 0))
     try:
-        index.train(vectors)
+        index.train(np.ascontiguousarray(vectors[np.array(rows, np.int64)], np.float32))
     except RuntimeError as error:
         needed = re.search(r"number of (?:clusters|centroids) \((\d+)\)", str(error))
         why = f"at least {needed[1]} are needed" if needed else _reason(error)
         raise InputError(
-            f"index.factory: {factory!r} cannot be trained on {len(vectors)} vectors: {why}; "
+            f"index.factory: {factory!r} cannot be trained on {len(rows)} vectors: {why}; "
             "choose fewer lists or centroids, or the factory 'Flat'."
         ) from None
 

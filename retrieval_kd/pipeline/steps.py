@@ -14,11 +14,12 @@ from scipy.sparse import csr_array
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
 from retrieval_kd.candidates import Candidates, merge, provenance
+from retrieval_kd.corpus_vectors import CorpusVectors, Form, bytes_a_vector, check_disk, encode_corpus, encoded
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.export import export_encoder
 from retrieval_kd.files import hash_texts, load_hits, map_array, read_run, save_hits, sha256, size_bytes, write_run
-from retrieval_kd.index import FORMAT, build_index, open_index
+from retrieval_kd.index import FORMAT, build_index, estimate_bytes, open_index
 from retrieval_kd.pipeline.workspace import Split, Workspace
 from retrieval_kd.progress import progress
 from retrieval_kd.query_table import QueryTable, save_table
@@ -29,8 +30,10 @@ from retrieval_kd.teachers.bi_encoder import BiEncoder
 from retrieval_kd.trainset import mark_positives
 from retrieval_kd.types import SIDES, Hits, InputError, Queries
 
+LARGE = 250_000  # documents from which a dense student's vectors are kept in shards, unless the recipe says where
 TABLE = "table"  # the served form of a query tower that is a table of weights
 VECTORS = "vectors.npz"  # the documents' sparse vectors
+SHARDS = "shards"  # the folder of their dense vectors in a large collection
 
 
 def mine(workspace: Workspace) -> dict[str, dict[str, int]]:
@@ -173,16 +176,52 @@ def index(workspace: Workspace) -> None:
         if workspace.sparse:
             vectors = csr_array(scipy.sparse.load_npz(workspace.folder / "vectors" / VECTORS))
         else:
-            student = workspace.trained
-            assert isinstance(student, BiEncoder)
-            vectors = fill_vectors(workspace.store, "student", student, documents, "document")
+            vectors = document_vectors(workspace)
+            needed = (estimate_bytes(component, *vectors.shape) or 0) + sum(map(len, documents))
+            check_disk(folder.parent, needed, "the index and the texts", "choose a smaller index")
         build_index(component, vectors, folder / "index", document_ids=collection.document_ids, identity=identity)
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
             for document_id, text in zip(collection.document_ids, documents, strict=True):
                 file.write(json.dumps({"_id": document_id, "text": text}, ensure_ascii=False) + "\n")
         return {"documents": len(collection), "bytes": size_bytes(folder / "index")}
 
-    workspace.make("index", [identity, component.model_dump(), texts, FORMAT], work)
+    form = corpus_form(workspace)
+    workspace.make("index", [identity, component.model_dump(), texts, FORMAT, *([form] if form else [])], work)
+
+
+def corpus_form(workspace: Workspace) -> Form | None:
+    """The form in which shards keep the vectors of a dense student's documents; None where the store does."""
+    kept = workspace.recipe.corpus.vectors
+    if workspace.sparse or kept == "store" or (kept is None and len(workspace.collection) <= LARGE):
+        return None
+    return kept or "fp16"
+
+
+def document_vectors(workspace: Workspace) -> NDArray[np.float32] | CorpusVectors:
+    """The vectors of the documents by a dense student; those that the store or the shards lack are encoded."""
+    student, render = workspace.trained, workspace.recipe.student.render
+    assert isinstance(student, BiEncoder)
+    documents, form = workspace.document_texts(render), corpus_form(workspace)
+    if form is None:
+        return fill_vectors(workspace.store, "student", student, documents, "document")
+    folder, shards = workspace.folder / SHARDS, shards_of(workspace, form)
+    missing = len(documents) - encoded(folder, documents, **shards)
+    if missing:
+        width = student.embed(student.render(documents[:1], "document"), "document").shape[1]
+        needed = missing * bytes_a_vector(form, width)
+        check_disk(
+            folder, needed, f"the vectors of {missing:,} documents", 'keep smaller ones (corpus.vectors = "int8")'
+        )
+    return encode_corpus(
+        folder, documents, lambda texts: student.embed(student.render(texts, "document"), "document"), **shards
+    )
+
+
+def shards_of(workspace: Workspace, form: Form) -> dict[str, Any]:
+    """What says which shards the documents' vectors are in."""
+    prompt = workspace.trained.render([""], "document")
+    identity = {"tower": workspace.tower_identity("document"), "prompt": prompt}
+    return {"form": form, "identity": identity, "shard": workspace.recipe.corpus.shard}
 
 
 def _encode_documents(workspace: Workspace, documents: Sequence[str], inputs: list[Any]) -> None:
