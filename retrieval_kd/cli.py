@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrieval_kd import __version__, cli_methods, cli_scores
+from retrieval_kd.cli_frontier import frontier
 from retrieval_kd.cli_index import index
 from retrieval_kd.cli_output import Json, Quiet, print_json, print_table
 from retrieval_kd.cli_synthesize import synthesize
@@ -87,6 +88,7 @@ app.command()(index)
 _stage("export", "Export the query encoder, with a gate on vectors and quality.")
 _stage("search", "Search the test queries and write TREC runs.")
 _stage("eval", "Measure all systems of RECIPE on its test split and write the report.")
+app.command()(frontier)
 
 
 @app.command()

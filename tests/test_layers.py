@@ -37,6 +37,7 @@ LAYERS = [
         "cli_scores",
         "cli_synthesize",
         "cli_workspace",
+        "cli_frontier",
         "cli_index",
         "server",
         "__main__",
