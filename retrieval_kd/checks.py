@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from retrieval_kd.forms import parse_form
 from retrieval_kd.losses import Loss, check_options, find_loss
-from retrieval_kd.recipe import Recipe, Rendering
+from retrieval_kd.recipe import Corpus, Recipe, Rendering
 from retrieval_kd.regularizers import find_regularizer
 from retrieval_kd.stages import Stage, Term
 from retrieval_kd.tables import Component, kind_module
@@ -113,6 +113,8 @@ def index_of(recipe: Recipe) -> Component | None:
     InputError for an index that does not take such vectors.
     """
     student = kind_module("students", recipe.student.kind)
+    if recipe.corpus != Corpus() and student.VECTORS != "dense":
+        raise InputError(f"[corpus] is about the vectors of a dense student, and this one is {recipe.student.kind}.")
     if not student.SEARCHES:
         if recipe.index is not None:
             raise InputError(

@@ -19,9 +19,12 @@ import typer
 
 from retrieval_kd import __version__, cli_methods, cli_scores
 from retrieval_kd.cli_evaluate import compare, evaluate_suite
+from retrieval_kd.cli_frontier import frontier
+from retrieval_kd.cli_index import index
 from retrieval_kd.cli_output import Json, Quiet, print_json, print_table
 from retrieval_kd.cli_serve import serve
 from retrieval_kd.cli_synthesize import synthesize
+from retrieval_kd.cli_workspace import AllowUnknown, Out, Recipe, Set, StoreFolder, hush, open_workspace
 from retrieval_kd.extras import EXTRA_OF, missing_extra
 from retrieval_kd.progress import console, say
 from retrieval_kd.recipe import load_recipe
@@ -50,15 +53,6 @@ class Cluster(StrEnum):
     ray = "ray"
 
 
-Recipe = Annotated[Path, typer.Argument(help="A recipe (TOML).", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results [default: work/RECIPE].")]
-StoreFolder = Annotated[Path | None, typer.Option("--store", help="Folder of teacher scores [default: OUT/../store].")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set training.seed=1.")]
-AllowUnknown = Annotated[
-    bool, typer.Option("--allow-unknown-qrels", help="Drop and count judgements of absent documents.")
-]
-
-
 @app.callback(invoke_without_command=True)
 def _options(version_: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version_:
@@ -82,7 +76,7 @@ def _stage(name: str, text: str) -> None:
         load_recipe(recipe, set_ or [])  # a mistake in it is told before torch is imported
         from retrieval_kd import pipeline
 
-        workspace = _workspace(recipe, out, store, set_, allow_unknown_qrels)
+        workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels)
         began = monotonic()
         stage: Callable[[Workspace], Any] = getattr(pipeline, name)
         result = stage(workspace)
@@ -94,7 +88,7 @@ def _stage(name: str, text: str) -> None:
 
 _stage("run", "Run every stage of RECIPE whose inputs changed, and print the report.\n\nStopped? Give it again.")
 _stage("train", "Train the student of RECIPE; a stopped training goes on where it was.")
-_stage("index", "Encode the documents with the trained student and build its index.")
+app.command()(index)
 _stage("export", "Export the query encoder, with a gate on vectors and quality.")
 _stage("search", "Search the test queries and write TREC runs.")
 
@@ -126,7 +120,7 @@ def evaluate(
     if is_suite(recipe):
         if set_ or allow_unknown_qrels:
             raise InputError("--set and --allow-unknown-qrels are for recipes; write it into the suite.")
-        _hush()
+        hush()
         evaluate_suite(recipe, out, store, only or [], check, quiet, json_)
         return
     if only or check:
@@ -134,12 +128,13 @@ def evaluate(
     load_recipe(recipe, set_ or [])
     from retrieval_kd import pipeline
 
-    workspace = _workspace(recipe, out, store, set_, allow_unknown_qrels)
+    workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels)
     began = monotonic()
     _finish(workspace, pipeline.evaluate(workspace), monotonic() - began, json_)
 
 
 app.command()(compare)
+app.command()(frontier)
 
 
 @app.command()
@@ -176,7 +171,7 @@ def score(
     load_recipe(recipe, set_ or [])  # a mistake in it is told before torch is imported
     from retrieval_kd import pipeline
 
-    workspace = _workspace(recipe, out, store, set_, allow_unknown_qrels, dry_run)
+    workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels, dry_run)
     if dry_run:
         from retrieval_kd import cli_pricing
         from retrieval_kd.pipeline.pricing import price
@@ -227,7 +222,7 @@ def mine(
     from retrieval_kd.layouts import find_writer
 
     find_writer(layout)  # a layout that is never written is told before anything is mined
-    workspace = _workspace(recipe, out, store, set_, allow_unknown_qrels)
+    workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels)
     began = monotonic()
     facts: dict[str, Any] = {}
     if file is None:
@@ -263,7 +258,7 @@ def demo(
     console.quiet = quiet
     from retrieval_kd import pipeline
 
-    _hush()
+    hush()
     began = monotonic()
     workspace = pipeline.Workspace(Path(__file__).parent / "demo.toml", out)
     result = pipeline.run(workspace)
@@ -297,26 +292,6 @@ def doctor(quiet: Quiet = False, json_: Json = False) -> None:
         print_table(["package", "extra", "version"], rows, title)
         typer.echo(f"{facts['cores']} cores; RKD_DATA {facts['RKD_DATA'] or 'not set'}")
     print_json(json_, facts)
-
-
-def _hush() -> None:
-    """Keep other packages' bars and notes off the screen; ours say what goes on."""
-    import logging
-
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG when it is imported
-
-
-def _workspace(
-    recipe: Path, out: Path | None, store: Path | None, set_: list[str] | None, allow: bool, dry: bool = False
-) -> Workspace:
-    from retrieval_kd.pipeline import Workspace
-
-    _hush()
-    overrides = [*(set_ or []), *(["data.allow_unknown_qrels=true"] if allow else [])]
-    return Workspace(recipe, out, store, overrides, dry)
 
 
 def _finish(workspace: Workspace, result: Any, seconds: float, json_: bool) -> None:

@@ -134,7 +134,7 @@ def _price_vectors(
             rendered = [text for text, has in zip(rendered, found, strict=True) if not has]
         if rendered:
             total += len(rendered)
-            seconds += _time(len(rendered), partial(_embed, teacher, rendered, side))
+            seconds += time_sample(len(rendered), partial(_embed, teacher, rendered, side))
             if isinstance(teacher, Reader):
                 read = [rendered[place] for place in spread(len(rendered), TOKENIZED)]
                 counted = teacher.count_tokens(*((read, []) if side == "query" else ([], read)))
@@ -221,7 +221,7 @@ def _rates(teacher: Teacher, store: Store | None, questions: _Open) -> dict[str,
         asked += len(places)
         return questions.ask(places)
 
-    seconds = _time(questions.count, ask, 2 if isinstance(teacher, Metered) else 32)
+    seconds = time_sample(questions.count, ask, 2 if isinstance(teacher, Metered) else 32)
     notes = ["tokens and time from a sample of the questions"]
     tokens = None
     if isinstance(teacher, Metered):
@@ -266,7 +266,7 @@ def _endpoint_rates(teacher: Teacher, endpoint: Endpoint, spent: Spent, question
     return {"tokens": tokens, "seconds": seconds, "money": money or None, "notes": notes}
 
 
-def _time(count: int, ask: Callable[[Sequence[int]], object], size: int = 32) -> float:
+def time_sample(count: int, ask: Callable[[Sequence[int]], object], size: int = 32) -> float:
     """Seconds that `count` questions take, from a sample at equal distances that is asked after a first one."""
     ask(spread(count, 2))  # loads, compiles, allocates
     while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -174,6 +174,17 @@ class Hybrid(Table):
     weight: float | None = None  # absent: tuned on the judged queries of the train split
 
 
+class Corpus(Table):
+    """Where the vectors of a dense student's documents are kept.
+
+    "store": in the score store, in 32 bits, all of them in memory when the index is built. Otherwise in shards of the
+    run's folder, in that form, which are encoded one by one and read from the disk.
+    """
+
+    vectors: Literal["store", "fp32", "fp16", "int8"] | None = None  # absent: the store; above LARGE documents fp16
+    shard: Positive = 2**14  # documents, which is what a killed run loses at most
+
+
 class Evaluation(Table):
     """What the report holds besides the student: baselines, depth, metrics."""
 
@@ -188,6 +199,28 @@ class Evaluation(Table):
 def _is_form(name: str) -> str:
     parse_form(name)
     return name
+
+
+class Point(Table):
+    """A way to serve the student: an index, and what encodes the queries.
+
+    `query` is an exported form, or "each", which makes a point of every one; absent: the last of `export.forms`. Sparse
+    students have one encoder, and need none named.
+    """
+
+    name: Name
+    index: Component
+    query: str | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None  # of dense coordinates that is kept, the first ones
+
+
+class Frontier(Table):
+    """What `rkd frontier` measures; without points, those of frontier.toml for the student's kind."""
+
+    points: tuple[Point, ...] = ()
+    steps: tuple[Name, ...] = ()  # points of the waterfall, after the teacher
+    teacher: str | None = None  # a system of the report; absent: the fused teachers, or the best one
+    repeats: Positive = 1  # of every query in the latencies
 
 
 class Export(Table):
@@ -224,9 +257,11 @@ class Recipe(Table):
     student: Student
     training: Training = Training()
     stages: tuple[Stage, ...] = ()
+    corpus: Corpus = Corpus()
     index: Component | None = None  # absent: see checks.index_of
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
+    frontier: Frontier = Frontier()
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:

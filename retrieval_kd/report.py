@@ -1,4 +1,4 @@
-"""Reports: quality with intervals and tests, cost beside it, as Markdown, JSON, TSV and a plot."""
+"""Reports: quality with intervals and tests, cost beside it, as Markdown, HTML, JSON, TSV and a plot."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from retrieval_kd.evaluate.cost import Latency, machine
 from retrieval_kd.evaluate.significance import Comparison, against_baseline, bootstrap_interval
 from retrieval_kd.files import atomic, write_json
 from retrieval_kd.metrics import STANDARD, parse_metric
+from retrieval_kd.report_html import Cell, plain, report_page, table_of, write_html
 from retrieval_kd.types import Collection, Hits, InputError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def write_report(
     baseline: str,
     facts: Mapping[str, object],
 ) -> dict[str, Any]:
-    """Write report.md, report.json, per_query.tsv and quality_latency.png into `folder`; return the JSON.
+    """Write report.md, report.html, report.json, per_query.tsv and quality_latency.png; return the JSON.
 
     `baseline` is the name of the system that the others are tested against; `facts` are free keys
     and values printed at the end. Every file is replaced atomically.
@@ -92,6 +93,10 @@ def write_report(
         _write_per_query(scratch, systems, queries.ids)
     with atomic(folder / "quality_latency.png") as scratch:
         _plot(scratch, records, f"{collection.name}, {split}, {len(queries)} queries")
+    heads, rows = cells(records, baseline)
+    table = table_of(heads, rows, [head for head in heads if head.endswith(("ms", "MB")) or head == "parameters"])
+    captions = [*_footnotes(records), _method(report)]
+    write_html(folder / "report.html", report_page(report, table, captions, systems, queries, collection))
     return report
 
 
@@ -135,19 +140,29 @@ def summarise(systems: Sequence[System], baseline: str, documents: int | None = 
 
 def markdown_table(records: Mapping[str, Record], baseline: str) -> str:
     """The table of a report, from `summarise` or from the "systems" of a report.json, in their order."""
+    heads, rows = cells(records, baseline)
+    lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)], *([text for _, text in row] for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def cells(records: Mapping[str, Record], baseline: str) -> tuple[list[str], list[list[Cell]]]:
+    """The heads of a report's table, and its rows: of each cell what it is sorted by, and what is printed."""
     heads = ["system", "query engine", PRIMARY, f"{LEVEL:.0%} interval", *STANDARD[1:]]
     heads += [f"Δ to {baseline}", "p (Holm)", "query p50 ms", "p95 ms", "parameters", "MB", "index MB"]
-    lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
+    rows: list[list[Cell]] = []
     for name, record in records.items():
         low, high = record["interval"]
-        lines.append(
-            [name, record["engine"], _value(record, PRIMARY), f"{low:.3f}–{high:.3f}"]  # noqa: RUF001
-            + [_value(record, metric) for metric in STANDARD[1:]]
-            + [_difference(record, name == baseline), _p(record["adjusted_p"])]
-            + [_number(record["query_p50_ms"]), _number(record["query_p95_ms"]), _count(record["parameters"])]
-            + [_megabytes(record["bytes"]), _megabytes(record["index_bytes"])]
+        rows.append(
+            [(name, name), (record["engine"], record["engine"]), (record[PRIMARY], _value(record, PRIMARY))]
+            + [(low, f"{low:.3f}–{high:.3f}")]  # noqa: RUF001
+            + [(record.get(metric), _value(record, metric)) for metric in STANDARD[1:]]
+            + [(record["difference"], _difference(record, name == baseline))]
+            + [(record["adjusted_p"], _p(record["adjusted_p"]))]
+            + [(record[key], _number(record[key])) for key in ("query_p50_ms", "query_p95_ms")]
+            + [(record["parameters"], _count(record["parameters"]))]
+            + [(record[key], _megabytes(record[key])) for key in ("bytes", "index_bytes")]
         )
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return heads, rows
 
 
 def terminal_table(systems: Sequence[System], baseline: str, documents: int | None = None) -> Table:
@@ -192,27 +207,34 @@ def _footnotes(records: Mapping[str, Record]) -> list[str]:
 
 
 def _markdown(report: Mapping[str, Any]) -> str:
-    test = report["test"]
     lines = [
         f"# {report['collection']}, {report['split']}: {report['queries']} queries, {report['documents']:,} documents",
         "",
         markdown_table(report["systems"], report["baseline"]),
         "",
         *[f"{line}  " for line in _footnotes(report["systems"])],
-        f"*Δ and p: {test['metric']} against {report['baseline']}, {test['name']}, {test['rounds']:,} rounds; "
-        f"correction: {test['correction']}; comparisons: {test['comparisons']}; queries: {report['queries']}. "
-        f"Interval: {test['interval']}, {test['rounds']:,} rounds. Latency: encoding one query, on one thread.*",
+        f"*{_method(report)}*",
         "",
         "![nDCG@10 against query latency](quality_latency.png)",
     ]
     for title, items in (
         ("Notes on the collection", report["notes"]),
-        ("Facts", [f"{key}: {_plain(value)}" for key, value in report["facts"].items()]),
-        ("Machine", [f"{key}: {_plain(value)}" for key, value in report["machine"].items()]),
+        ("Facts", [f"{key}: {plain(value)}" for key, value in report["facts"].items()]),
+        ("Machine", [f"{key}: {plain(value)}" for key, value in report["machine"].items()]),
     ):
         if items:
             lines += ["", f"## {title}", "", *[f"- {item}" for item in items]]
     return "\n".join(lines) + "\n"
+
+
+def _method(report: Mapping[str, Any]) -> str:
+    """How intervals, tests and latencies were made."""
+    test = report["test"]
+    return (
+        f"Δ and p: {test['metric']} against {report['baseline']}, {test['name']}, {test['rounds']:,} rounds; "
+        f"correction: {test['correction']}; comparisons: {test['comparisons']}; queries: {report['queries']}. "
+        f"Interval: {test['interval']}, {test['rounds']:,} rounds. Latency: encoding one query, on one thread."
+    )
 
 
 def _write_per_query(path: Path, systems: Sequence[System], query_ids: Sequence[str]) -> None:
@@ -224,12 +246,6 @@ def _write_per_query(path: Path, systems: Sequence[System], query_ids: Sequence[
             for number, query_id in enumerate(query_ids):
                 values = [repr(float(system.quality[m][number])) if m in system.quality else "" for m in metrics]
                 writer.writerow([query_id, system.name, *values])
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
-    return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
 
 
 def _value(record: Record, metric: str) -> str:

@@ -28,7 +28,8 @@ LAYERS = [
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
     | {"export_onnx", "export_openvino", "export_table"}
-    | {"diagnostics", "answers", "workers", "cluster", "pricing", "compare", "suite_report"},
+    | {"corpus_vectors", "report_html", "compare", "suite_report"}
+    | {"diagnostics", "answers", "workers", "cluster", "pricing"},
     {"pipeline"},
     {
         "cli",
@@ -40,6 +41,9 @@ LAYERS = [
         "cli_scores",
         "cli_serve",
         "cli_synthesize",
+        "cli_workspace",
+        "cli_frontier",
+        "cli_index",
         "server",
         "__main__",
     },

@@ -56,10 +56,11 @@ def table(markdown: str) -> list[dict[str, str]]:
     return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
 
 
-def test_four_files_and_nothing_else(written: tuple[Path, dict]) -> None:
+def test_five_files_and_nothing_else(written: tuple[Path, dict]) -> None:
     assert sorted(file.name for file in written[0].iterdir()) == [
         "per_query.tsv",
         "quality_latency.png",
+        "report.html",
         "report.json",
         "report.md",
     ]

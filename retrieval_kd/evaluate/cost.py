@@ -30,15 +30,16 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a call: median and 95th percentile over `calls`."""
+    """Milliseconds a call: median, 95th and 99th percentile over `calls`."""
 
     p50_ms: float
     p95_ms: float
     calls: int
+    p99_ms: float | None = None
 
 
 def query_latency(
-    encode: Callable[[list[str]], object], texts: Sequence[str], repeats: int = 1, warmup: int = 10
+    encode: Callable[[list[Any]], object], texts: Sequence[Any], repeats: int = 1, warmup: int = 10
 ) -> Latency:
     """Time `encode` on one text a call, every text `repeats` times, after `warmup` calls that do not count.
 
@@ -54,8 +55,8 @@ def query_latency(
         start = perf_counter()
         encode([text])
         milliseconds.append((perf_counter() - start) * 1e3)
-    p50, p95 = np.percentile(milliseconds, [50, 95])
-    return Latency(float(p50), float(p95), len(milliseconds))
+    p50, p95, p99 = np.percentile(milliseconds, [50, 95, 99])
+    return Latency(float(p50), float(p95), len(milliseconds), float(p99))
 
 
 @contextmanager
@@ -77,6 +78,32 @@ def one_thread() -> Iterator[None]:
         finally:
             if torch:
                 torch.set_num_threads(threads)
+
+
+def memory_bytes() -> tuple[int, int]:
+    """What this process has in memory, and the most that it had since it began its program.
+
+    From /proc, where there is one: `ru_maxrss` counts what the process that started this one had, too.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
+        now, most = (int(lines[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
+        return now, most
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return most, most
+
+
+def memory_free() -> int | None:
+    """Bytes of memory that programs could still take; None where the system does not say."""
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def machine() -> dict[str, object]:

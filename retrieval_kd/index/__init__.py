@@ -2,15 +2,16 @@
 
 A module declares `VECTORS`, the forms of vectors that it takes:
 
-- "dense": an array (N, D) float32.
+- "dense": an array (N, D) float32, or what gives one when it is sliced, and has its `shape`.
 - "binary": an array (N, D / 8) uint8, the signs of D coordinates packed (numpy.packbits), compared as +1 and -1.
 - "sparse": a `scipy.sparse.csr_array` (N, V) float32 with sorted column indices, each once, and weights of
   at least 0. A document that shares no term with a query is not a result: row -1, score -inf.
 
 Its other names are `Options` (the keys of a recipe's `[index]`); `write(vectors, folder, options, document_ids) ->
-facts`, which puts the kind's files into an existing folder and returns what the manifest is to say of them; and
-`load(folder, manifest, threads) -> Opened`. What all kinds have in common is here: sparse vectors reach `write` without
-zeros, and a search has queries that fit and 1 <= k <= N.
+facts`, which puts the kind's files into an existing folder and returns what the manifest is to say of them;
+`load(folder, manifest, threads) -> Opened`; and, where it can be known, `estimate_bytes(options, documents, width)`,
+the size of an index before there is one, or None. What all kinds have in common is here: sparse vectors reach `write`
+without zeros, and a search has queries that fit and 1 <= k <= N.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from retrieval_kd.files import atomic, read_json, size_bytes, write_json
 from retrieval_kd.tables import Component, kind_module, options
 from retrieval_kd.types import Hits, InputError
 
-Vectors: TypeAlias = Any  # NDArray of float32 or uint8, or scipy.sparse.csr_array, which has no types
+Vectors: TypeAlias = Any  # NDArray of float32 or uint8, CorpusVectors, or scipy.sparse.csr_array, which has no types
+BLOCK = 2**14  # documents of a large collection that are looked at at once
+RESULTS = 2**22  # results of queries that are searched at once
 MANIFEST = "index.json"
 FORMAT = 3
 _IDS = "document_ids.json"
@@ -84,6 +87,15 @@ def build_index(
     return read_manifest(folder)
 
 
+def estimate_bytes(component: Component, documents: int, width: int) -> int | None:
+    """About the bytes that an index will have, on disk and, unless it is memory-mapped, in memory; None: not known."""
+    module = kind_module("index", component.kind)
+    if not hasattr(module, "estimate_bytes"):
+        return None
+    estimate: int | None = module.estimate_bytes(options("index", component), documents, width)
+    return estimate
+
+
 class Index:
     """An opened index, whichever its kind; row i is the document `document_ids[i]`."""
 
@@ -96,11 +108,21 @@ class Index:
     def search(self, vectors: Vectors, k: int) -> Hits:
         """The best `k` documents of each query by inner product; equal scores in the order of rows.
 
+        Queries are searched in portions, so that memory is that of the results and of RESULTS more.
         Shapes: vectors (Q, D), (Q, D / 8) or (Q, V); Hits (Q, min(k, N)), row -1 where fewer documents are found.
         """
         check_queries(vectors, self.manifest)
         k = max(0, min(k, self.manifest["documents"]))
-        return self._opened.search(vectors, k) if k and vectors.shape[0] else Hits.none(vectors.shape[0], k)
+        if not k or not vectors.shape[0]:
+            return Hits.none(vectors.shape[0], k)
+        portion = max(1, RESULTS // k)
+        if vectors.shape[0] <= portion:
+            return self._opened.search(vectors, k)
+        hits = Hits.none(vectors.shape[0], k)
+        for start in range(0, vectors.shape[0], portion):
+            found = self._opened.search(vectors[start : start + portion], k)
+            hits.rows[start : start + portion], hits.scores[start : start + portion] = found.rows, found.scores
+        return hits
 
 
 open_index = Index
@@ -108,9 +130,9 @@ open_index = Index
 
 def _form(vectors: Vectors) -> str:
     """Which of the forms of vectors these are."""
-    if not isinstance(vectors, np.ndarray):
+    if is_sparse(vectors):
         return "sparse"
-    return "binary" if vectors.dtype == np.uint8 else "dense"
+    return "binary" if getattr(vectors, "dtype", None) == np.uint8 else "dense"
 
 
 def _dimension(vectors: Vectors) -> int:
@@ -145,28 +167,30 @@ def check_documents(vectors: Vectors, document_ids: Sequence[str]) -> None:
     """InputError for document vectors with values that cannot be compared, and for ids that occur twice."""
     assert vectors.ndim == 2, "vectors (N, D)"
     assert vectors.shape[0] == len(document_ids), "one vector a document"
-    sparse = not isinstance(vectors, np.ndarray)
-    if sparse:
+    if is_sparse(vectors):
         assert vectors.has_canonical_format, "each term once, in order"
-    bad = ~np.isfinite(vectors.data if sparse else vectors)
-    if bad.any():
-        raise InputError(
-            f"the vector of document {document_ids[_row(vectors, bad)]!r} has values that are not finite numbers."
-        )
-    if sparse and (bad := vectors.data < 0).any():
-        raise InputError(
-            f"the vector of document {document_ids[_row(vectors, bad)]!r} has weights below 0, "
-            "which a sparse index does not take."
-        )
+        for bad, what in (
+            (~np.isfinite(vectors.data), "values that are not finite numbers."),
+            (vectors.data < 0, "weights below 0, which a sparse index does not take."),
+        ):
+            if bad.any():
+                row = int(np.searchsorted(vectors.indptr, np.flatnonzero(bad)[0], side="right")) - 1
+                raise InputError(f"the vector of document {document_ids[row]!r} has {what}")
+    else:
+        for start in range(0, vectors.shape[0], BLOCK):
+            finite = np.isfinite(vectors[start : start + BLOCK]).all(axis=1)
+            if not finite.all():
+                row = start + int(np.argmin(finite))
+                raise InputError(
+                    f"the vector of document {document_ids[row]!r} has values that are not finite numbers."
+                )
     if len(set(document_ids)) < len(document_ids):
         raise InputError("document ids occur twice; a result could not be told from another.")
 
 
-def _row(vectors: Vectors, bad: NDArray[np.bool_]) -> int:
-    """The first row with a value that is `bad`."""
-    if isinstance(vectors, np.ndarray):
-        return int(np.flatnonzero(bad.any(axis=1))[0])
-    return int(np.searchsorted(vectors.indptr, np.flatnonzero(bad)[0], side="right")) - 1
+def is_sparse(vectors: Vectors) -> bool:
+    """Whether vectors are a matrix in compressed rows."""
+    return hasattr(vectors, "indptr")
 
 
 def check_queries(vectors: Vectors, manifest: Mapping[str, Any]) -> None:

@@ -12,12 +12,15 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.index import in_order
+from retrieval_kd.index import BLOCK, Vectors, in_order
+from retrieval_kd.sample import spread
 from retrieval_kd.tables import Positive, Table
 from retrieval_kd.types import Hits, InputError
 
 VECTORS = ("dense", "binary")
 _VECTORS = "index.faiss"
+TRAINED = 2**18  # vectors of a large collection that quantisers and centroids are fitted to ...
+_A_LIST = 64  # ... or so many for each list of IVF, if that is more
 
 
 class Options(Table):
@@ -26,34 +29,72 @@ class Options(Table):
     factory: str = "Flat"  # for example "IVF256,Flat", "HNSW32", "OPQ16,IVF256,PQ16"; of binary vectors "IVF256"
     nprobe: Positive | None = None  # lists visited, for IVF
     ef_search: Positive | None = None  # candidates kept, for HNSW
+    k_factor: Positive | None = None  # candidates a result that are scored again, for Refine
 
 
-def write(vectors: NDArray[Any], folder: Path, options: Options, document_ids: Sequence[str]) -> dict[str, Any]:
-    """Index vectors (N, D) float32 or (N, D / 8) uint8 into a folder.
+def write(vectors: Vectors, folder: Path, options: Options, document_ids: Sequence[str]) -> dict[str, Any]:
+    """Index vectors (N, D) float32 or (N, D / 8) uint8 into a folder, BLOCK at a time: memory is that of the index.
 
     InputError for a factory string that FAISS does not know, for search parameters that it does not have, and for too
     few vectors to train on.
     """
-    index: Any
-    binary = vectors.dtype == np.uint8
-    vectors = np.ascontiguousarray(vectors, None if binary else np.float32)
-    try:
-        if binary:
-            index = faiss.index_binary_factory(8 * vectors.shape[1], f"B{options.factory}")
-        else:
-            index = faiss.index_factory(vectors.shape[1], options.factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise InputError(f"index.factory: FAISS cannot build {options.factory!r} ({_reason(error)}).") from None
+    binary = getattr(vectors, "dtype", None) == np.uint8
+    index = _make_binary(8 * vectors.shape[1], options.factory) if binary else _make(vectors.shape[1], options.factory)
     _set_search(index, options)  # saved with the index
     if not index.is_trained:
         _train(index, vectors, options.factory)
     try:
-        index.add(vectors)
+        for start in range(0, vectors.shape[0], BLOCK):
+            index.add(np.ascontiguousarray(vectors[start : start + BLOCK], np.uint8 if binary else np.float32))
     except RuntimeError as error:
         raise InputError(f"index.factory: FAISS cannot fill {options.factory!r} ({_reason(error)}).") from None
     write_index: Any = faiss.write_index_binary if binary else faiss.write_index
     write_index(index, str(folder / _VECTORS))
     return {}
+
+
+def estimate_bytes(options: Options, documents: int, width: int) -> int | None:
+    """About the bytes of an index, on disk and in memory, before it is built; None where its kind is not known here."""
+    index = _make(width, options.factory)
+    fixed, each = _parts(faiss.downcast_index(index), width)
+    return None if each is None else fixed + each * documents
+
+
+def _parts(index: Any, width: int) -> tuple[int, int | None]:
+    """Bytes that an index takes whatever its size (without small tables), and for each vector."""
+    if isinstance(index, faiss.IndexPreTransform):
+        inside = faiss.downcast_index(index.index)
+        fixed, each = _parts(inside, inside.d)
+        return fixed + 4 * width * inside.d, each
+    if isinstance(index, faiss.IndexRefine):
+        (fixed, each), (more, again) = (
+            _parts(faiss.downcast_index(one), width) for one in (index.base_index, index.refine_index)
+        )
+        return fixed + more, None if each is None or again is None else each + again
+    if isinstance(index, faiss.IndexHNSW):
+        fixed, each = _parts(faiss.downcast_index(index.storage), width)
+        hnsw: Any = index.hnsw
+        links = 4 * hnsw.cum_nb_neighbors(1) + 12  # of the lowest level, and where they begin
+        return fixed, None if each is None else each + links
+    if isinstance(index, faiss.IndexIVF):
+        return 4 * width * index.nlist, index.code_size + 8
+    if isinstance(index, faiss.IndexFlatCodes):
+        return 0, index.code_size
+    return 0, None
+
+
+def _make(width: int, factory: str) -> Any:
+    try:
+        return faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InputError(f"index.factory: FAISS cannot build {factory!r} ({_reason(error)}).") from None
+
+
+def _make_binary(bits: int, factory: str) -> Any:
+    try:
+        return faiss.index_binary_factory(bits, f"B{factory}")
+    except RuntimeError as error:
+        raise InputError(f"index.factory: FAISS cannot build {factory!r} ({_reason(error)}).") from None
 
 
 class FaissIndex:
@@ -101,6 +142,11 @@ def _set_search(index: Any, options: Options) -> None:
                 faiss.ParameterSpace().set_index_parameter(index, name, value)
         except (RuntimeError, AttributeError):
             raise InputError(f"index.{key}: the factory {options.factory!r} has no such parameter; drop it.") from None
+    if options.k_factor is not None:
+        refine = faiss.downcast_index(index)
+        if not isinstance(refine, faiss.IndexRefine):
+            raise InputError(f"index.k_factor: the factory {options.factory!r} has no such parameter; drop it.")
+        refine.k_factor = options.k_factor
 
 
 def _set_binary(index: Any, key: str, name: str, value: int) -> None:
@@ -110,14 +156,18 @@ def _set_binary(index: Any, key: str, name: str, value: int) -> None:
     setattr(owner, name, value)
 
 
-def _train(index: Any, vectors: NDArray[np.float32], factory: str) -> None:
+def _train(index: Any, vectors: Vectors, factory: str) -> None:
+    """Fit quantisers and centroids to the vectors, of a large collection to a sample at equal distances."""
+    binary = isinstance(index, faiss.IndexBinary)
+    inverted = index if binary else faiss.try_extract_index_ivf(index)
+    rows = spread(vectors.shape[0], max(TRAINED, _A_LIST * getattr(inverted, "nlist", 0)))
     try:
-        index.train(vectors)
+        index.train(np.ascontiguousarray(vectors[np.array(rows, np.int64)], np.uint8 if binary else np.float32))
     except RuntimeError as error:
         needed = re.search(r"number of (?:clusters|centroids) \((\d+)\)", str(error))
         why = f"at least {needed[1]} are needed" if needed else _reason(error)
         raise InputError(
-            f"index.factory: {factory!r} cannot be trained on {len(vectors)} vectors: {why}; "
+            f"index.factory: {factory!r} cannot be trained on {len(rows)} vectors: {why}; "
             "choose fewer lists or centroids, or the factory 'Flat'."
         ) from None
 

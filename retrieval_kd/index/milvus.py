@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 from pymilvus import DataType, MilvusClient, MilvusException
 
-from retrieval_kd.index import Vectors, in_order, row_span
+from retrieval_kd.index import Vectors, in_order, is_sparse, row_span
 from retrieval_kd.tables import Name, Table
 from retrieval_kd.types import Hits, InputError
 
@@ -32,7 +31,7 @@ def write(vectors: Vectors, folder: Path, options: Options, document_ids: Sequen
 
     InputError for a server that does not answer and for an index that Milvus does not know.
     """
-    dense = isinstance(vectors, np.ndarray)
+    dense = not is_sparse(vectors)
     field = f"vector_{uuid4().hex}"  # by which `load` sees that the collection is still this one
     client = _connect(folder, options.uri)
     try:
@@ -124,7 +123,7 @@ def _release(folder: Path, uri: str | None) -> None:
 
 def _value(vectors: Vectors, row: int) -> Any:
     """A vector as Milvus takes it: the array, or weights by term, those above 0."""
-    if isinstance(vectors, np.ndarray):
+    if not is_sparse(vectors):
         return vectors[row]
     span = row_span(vectors, row)
     pairs = zip(vectors.indices[span].tolist(), vectors.data[span].tolist(), strict=True)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sentence_transformers.base.modules import Normalize
 
 from retrieval_kd.data import load_collection
@@ -18,11 +19,11 @@ from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.export import Quality, export_encoder
 from retrieval_kd.export_table import export_table
 from retrieval_kd.forms import Form, parse_form
-from retrieval_kd.index import Vectors, build_index, open_index, read_manifest
+from retrieval_kd.index import BLOCK, Vectors, build_index, open_index, read_manifest
+from retrieval_kd.pipeline.documents import encode_documents
 from retrieval_kd.pipeline.workspace import Workspace
 from retrieval_kd.query_table import QueryTable
 from retrieval_kd.sample import spread
-from retrieval_kd.scoring import fill_vectors
 from retrieval_kd.sparse_towers import encode_sparse
 from retrieval_kd.teachers.bi_encoder import BiEncoder
 from retrieval_kd.towers import BAGS, Towers
@@ -85,7 +86,10 @@ def build_indexes(workspace: Workspace, vectors: Vectors, document_ids: Sequence
     assert component is not None, "of a student that searches"
     identity = workspace.tower_identity("document")
     for name, form in cuts_of(workspace).items():
-        cut = vectors if workspace.sparse else form.cut(vectors, _unit(workspace, "document"))
+        cut = vectors
+        if form.width or form.binary:
+            unit = _unit(workspace, "document")
+            cut = np.concatenate([form.cut(vectors[at : at + BLOCK], unit) for at in range(0, vectors.shape[0], BLOCK)])
         build_index(component, cut, folder / name, document_ids=document_ids, identity=form.identity(identity))
 
 
@@ -157,16 +161,6 @@ def _quality(vectors: Vectors, index: Path, queries: Queries, collection: Collec
     """Mean nDCG@10 of a search with the queries' vectors."""
     hits = open_index(index).search(vectors, 10)
     return float(per_query(hits, queries, collection.document_ids, ["nDCG@10"])["nDCG@10"].mean())
-
-
-def encode_documents(workspace: Workspace, documents: Sequence[str], advance: Callable[[int], object] = int) -> Vectors:
-    """The documents' vectors, by the trained student; dense ones are kept in the store."""
-    if workspace.sparse:
-        towers, precision = workspace.sparse_towers, workspace.recipe.precision
-        return encode_sparse(towers, towers.render(documents, "document"), "document", precision, advance=advance)
-    student = workspace.trained
-    assert isinstance(student, BiEncoder)
-    return fill_vectors(workspace.store, "student", student, documents, "document")
 
 
 def _encode(workspace: Workspace, texts: Sequence[str]) -> Vectors:

@@ -14,17 +14,12 @@ from scipy.sparse import csr_array
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
 from retrieval_kd.candidates import Candidates, merge, provenance
+from retrieval_kd.corpus_vectors import check_disk
 from retrieval_kd.encoder import FORMAT as ENCODER_FORMAT
 from retrieval_kd.files import hash_texts, load_hits, map_array, read_run, save_hits, sha256, size_bytes, write_run
-from retrieval_kd.index import FORMAT, Vectors, open_index
-from retrieval_kd.pipeline.exporting import (
-    TABLE,
-    build_indexes,
-    cuts_of,
-    encode_documents,
-    export_forms,
-    open_served,
-)
+from retrieval_kd.index import FORMAT, Vectors, estimate_bytes, open_index
+from retrieval_kd.pipeline.documents import VECTORS, corpus_form, document_vectors, encode_documents
+from retrieval_kd.pipeline.exporting import TABLE, build_indexes, cuts_of, export_forms, open_served
 from retrieval_kd.pipeline.workspace import Split, Workspace
 from retrieval_kd.progress import progress
 from retrieval_kd.query_table import QueryTable, save_table
@@ -33,8 +28,6 @@ from retrieval_kd.sparse_towers import encode_sparse
 from retrieval_kd.store.store import Store
 from retrieval_kd.trainset import mark_positives
 from retrieval_kd.types import SIDES, Hits, InputError, Queries
-
-VECTORS = "vectors.npz"  # the documents' sparse vectors
 
 
 def mine(workspace: Workspace) -> dict[str, dict[str, int]]:
@@ -176,14 +169,18 @@ def index(workspace: Workspace) -> None:
         if workspace.sparse:
             vectors: Vectors = csr_array(scipy.sparse.load_npz(workspace.folder / "vectors" / VECTORS))
         else:
-            vectors = encode_documents(workspace, documents)
+            vectors = document_vectors(workspace)
+            needed = (estimate_bytes(component, *vectors.shape) or 0) + sum(map(len, documents))
+            check_disk(folder.parent, needed, "the index and the texts", "choose a smaller index")
         build_indexes(workspace, vectors, collection.document_ids, folder)
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
             for document_id, text in zip(collection.document_ids, documents, strict=True):
                 file.write(json.dumps({"_id": document_id, "text": text}, ensure_ascii=False) + "\n")
         return {"documents": len(collection), "bytes": size_bytes(folder / "index")}
 
-    workspace.make("index", [identity, component.model_dump(), texts, FORMAT, sorted(cuts_of(workspace))], work)
+    form = corpus_form(workspace)
+    cuts = sorted(cuts_of(workspace))
+    workspace.make("index", [identity, component.model_dump(), texts, FORMAT, cuts, *([form] if form else [])], work)
 
 
 def _keep_vectors(workspace: Workspace, documents: Sequence[str], inputs: list[Any]) -> None:

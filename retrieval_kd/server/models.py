@@ -113,7 +113,7 @@ class Model:
 
     def encode(self, texts: Sequence[str]) -> Any:
         """The vectors of texts, as the index takes them; of a model that has vectors."""
-        return self.encoder.encode(texts)  # type: ignore[union-attr]
+        return self.encoder.encode(texts)
 
     def search(self, queries: Any, k: int) -> Hits:
         """The best documents of queries: vectors of this model's encoder, or texts where it has none."""

@@ -37,6 +37,32 @@ def test_flat_is_brute_force(tmp_path: Path, queries: int) -> None:
     np.testing.assert_allclose(hits.scores, -np.sort(-full, axis=1)[:, :10], rtol=1e-4, atol=1e-5)
 
 
+def test_many_queries_are_searched_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, asked = make(tmp_path / "index", random_vectors(200)), random_vectors(53, seed=1)
+    whole, sizes = index.search(asked, 10), []
+    search = index._opened.search
+    monkeypatch.setattr(index._opened, "search", lambda vectors, k: sizes.append(len(vectors)) or search(vectors, k))
+    monkeypatch.setattr("retrieval_kd.index.RESULTS", 250)
+    hits = index.search(asked, 10)
+    assert sizes == [25, 25, 3]
+    np.testing.assert_array_equal(hits.rows, whole.rows)
+    np.testing.assert_allclose(hits.scores, whole.scores, rtol=1e-6)
+
+
+def test_candidates_are_scored_again(tmp_path: Path) -> None:
+    documents, asked = random_vectors(500), random_vectors(30, seed=1)
+    best = np.argsort(-(asked @ documents.T), axis=1)[:, :10]
+    shares = []
+    for k_factor in (1, 50):
+        index = make(tmp_path / str(k_factor), documents, factory="RaBitQ,Refine(Flat)", k_factor=k_factor)
+        rows = index.search(asked, 10).rows
+        shares.append(np.mean([len({*one} & {*other}) / 10 for one, other in zip(rows, best, strict=True)]))
+    assert shares[0] < 0.8
+    assert shares[1] == 1.0  # every document
+    with pytest.raises(InputError, match=r"index\.k_factor: the factory 'Flat' has no such parameter; drop it"):
+        make(tmp_path / "flat", documents, k_factor=2)
+
+
 def test_inner_product_and_not_cosine(tmp_path: Path) -> None:
     documents = np.array([[1, 0], [3, 3], [0, 0.5]], np.float32)
     hits = make(tmp_path / "index", documents).search(np.array([[1, 0.1]], np.float32), 3)

@@ -1,0 +1,40 @@
+"""What commands about a recipe have in common: its options, and the workspace that they open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from retrieval_kd.pipeline import Workspace
+
+Recipe = Annotated[Path, typer.Argument(help="A recipe (TOML).", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results [default: work/RECIPE].")]
+StoreFolder = Annotated[Path | None, typer.Option("--store", help="Folder of teacher scores [default: OUT/../store].")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set training.seed=1.")]
+AllowUnknown = Annotated[
+    bool, typer.Option("--allow-unknown-qrels", help="Drop and count judgements of absent documents.")
+]
+
+
+def open_workspace(
+    recipe: Path, out: Path | None, store: Path | None, set_: list[str] | None, allow: bool, dry: bool = False
+) -> Workspace:
+    """The workspace of a recipe with its overrides; libraries of models are told to be quiet."""
+    from retrieval_kd.pipeline import Workspace
+
+    hush()
+    overrides = [*(set_ or []), *(["data.allow_unknown_qrels=true"] if allow else [])]
+    return Workspace(recipe, out, store, overrides, dry)
+
+
+def hush() -> None:
+    """Keep other packages' bars and notes off the screen; ours say what goes on."""
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG when it is imported

