@@ -20,7 +20,6 @@ import numpy as np
 
 from retrieval_kd.compare import FORMAT, LEVEL, ROUNDS, Measured, compare, write_per_query
 from retrieval_kd.encoder import Encoder
-from retrieval_kd.evaluate.fusion import fuse_runs
 from retrieval_kd.evaluate.quality import per_query, without_self
 from retrieval_kd.evaluate.registry import Judged, open_judged, registry
 from retrieval_kd.evaluate.runs import read_judged_run
@@ -34,6 +33,7 @@ from retrieval_kd.files import (
     write_json,
     write_run,
 )
+from retrieval_kd.fusion import fuse_runs
 from retrieval_kd.metrics import parse_metric
 from retrieval_kd.pipeline.stage_folder import make_folder
 from retrieval_kd.progress import say

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval_kd.evaluate.fusion import fuse_runs
+from retrieval_kd.fusion import fuse_runs
 from retrieval_kd.types import Hits
 
 NONE = -np.inf
