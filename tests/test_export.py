@@ -142,7 +142,8 @@ def test_gate_sees_truncation_and_tokens(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_token_ids_are_those_of_training(exported: Path, tmp_path: Path, side: str) -> None:
     """Prompt, special tokens and truncation, from whichever side."""
-    towers = load_towers(str(exported / "student"), max_length=9, query_prompt="key: ")
+    tiny_sentence_transformer(tmp_path / "student").save(str(tmp_path / "model"))
+    towers = load_towers(str(tmp_path / "model"), max_length=9, query_prompt="key: ")
     towers.query[0].tokenizer.truncation_side = side
     shutil.copy(exported / "fp32/model.onnx", tmp_path / "whole.onnx")  # whose weights are the same
     options = {"prompt": "key: ", "identity": {}, "check_texts": CHECK_TEXTS, "traced": tmp_path}

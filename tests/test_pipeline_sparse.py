@@ -137,7 +137,8 @@ def test_another_index_is_searched_anew(place: Path) -> None:
 
 def test_another_index_of_a_dense_student_is_searched_and_measured_anew(place: Path) -> None:
     """The exported forms too, whose quality is that of a search in the index."""
-    path, keys = workspace_of(place, "dense", "dense", "plain", regularizer="").path, []
+    path, keys = place / "dense.toml", []
+    path.write_text(RECIPE.format(data=place / "toy", kind="dense", model=place / "plain", student="", regularizer=""))
     for factory in ("Flat", "HNSW8"):
         index = f'index={{kind="faiss", factory="{factory}"}}'
         workspace = Workspace(path, place / "work/dense", place / "store", [index])
