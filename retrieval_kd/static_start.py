@@ -122,7 +122,7 @@ def _sample(texts: Sequence[str]) -> list[str]:
 
 
 def principal_axes(vectors: NDArray[np.float32], dimension: int, drop: int = 0) -> NDArray[np.float64]:
-    """Principal axes (D, `dimension`) of vectors (n, D), without the first `drop`; InputError if there are not so many."""
+    """Principal axes (D, `dimension`) of vectors (n, D), without the first `drop`; InputError for more than D."""
     width = vectors.shape[1]
     if drop + dimension > width:
         raise InputError(

@@ -70,10 +70,12 @@ def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
             single = torch.tensor([len(piece) == 1 for piece in pieces])
             vectors = torch.from_numpy(piece_vectors(towers, [piece for piece in pieces if len(piece) == 1]))
             nn.init.zeros_(module.table.weight)
-            module.table.weight[single] = nn.functional.normalize(vectors - vectors.mean(0), dim=1)
+            module.table.weight[single] = vectors - vectors.mean(0)
             if len(module.layers):
                 nn.init.zeros_(module.layers[-1])
         module.table.weight.mul_(frequency)
+        if taught:  # a mean length of 1, so that one learning rate suits table and network
+            module.table.weight.div_(module.table.weight[single].norm(dim=1).mean())
     save_start(module, folder)
 
 

@@ -19,7 +19,7 @@ from tiny import WORDS, tiny_sentence_transformer
 from retrieval_kd.bag_student import BagStudent
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.export_table import export_table
-from retrieval_kd.static_start import principal_axes, sentence_states, special_tokens, table_tokens
+from retrieval_kd.static_start import piece_vectors, principal_axes, sentence_states, special_tokens, table_tokens
 from retrieval_kd.students import Batch, begin, begins, begun, load_student
 from retrieval_kd.tables import Component
 from retrieval_kd.towers import load_towers
@@ -221,14 +221,14 @@ def test_a_lexical_student_is_a_product_with_tf_idf(start: str, teacher: Path, t
     else:
         assert not layers[-1].any(), "the network starts as the sum of its rows"
     np.testing.assert_allclose(vectors(student)[1], unit(x), atol=1e-5)
-    frequent = max(total, key=lambda gram: total[gram])
-    rare = next(gram for gram in known if len(gram) == 1 and total[gram] == 2)
-    if start == "teacher":  # rows of tokens have the pseudo-IDF for length, others are 0
-        assert not table[[len(gram) > 1 for gram in known]].any()
-        every = sum(max(total[gram], 1) if total[gram] >= 2 else 1 for gram in known)
-        for gram in (frequent, rare):
-            length = np.linalg.norm(table[known.index(gram)])
-            assert length == pytest.approx(np.log(every / total[gram]), rel=1e-4)
+    if start == "teacher":  # a token's row has its vector's direction, and pseudo-IDF by length; others are 0
+        single = np.array([len(gram) == 1 for gram in known])
+        assert not table[~single].any()
+        vectors_alone = piece_vectors(load_towers(str(teacher)), [list(gram) for gram in known if len(gram) == 1])
+        seen = np.array([total[gram] if total[gram] >= 2 else 1 for gram in known])
+        weights = np.log(seen.sum() / seen)[single, None]
+        expected = weights * (vectors_alone - vectors_alone.mean(0))
+        np.testing.assert_allclose(table[single], expected / np.linalg.norm(expected, axis=1).mean(), atol=1e-5)
 
 
 def key(gram: tuple[int, ...]) -> int:
