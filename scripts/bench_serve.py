@@ -78,7 +78,7 @@ def _label(model: Model) -> str:
 def _encoder(model: Model) -> Callable[[str], Any]:
     """What encodes one query: a graph, or the look-up in a table."""
     encoder: Any = model.encoder
-    return encoder.look_up if model.vectors == "sparse" else lambda text: encoder.encode([text])
+    return encoder.look_up if model.looks_up else lambda text: encoder.encode([text])
 
 
 def _torch(

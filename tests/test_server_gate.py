@@ -36,7 +36,7 @@ class Slow:
     dimension = 2
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self.manifest: dict[str, Any] = {"identity": 1, "document_identity": 1}
+        self.manifest: dict[str, Any] = {"identity": {}, "document_identity": {}}
         self.seconds = seconds
         self.asked = 0
 

@@ -103,7 +103,7 @@ def test_two_systems_side_by_side(browser: Any, runs: Path, tmp_path: Path) -> N
         page.keyboard.press("Escape")
         assert page.evaluate("document.activeElement.id") == "query"
         selects.nth(0).select_option("free")
-        page.wait_for_function("document.querySelectorAll('section:first-of-type li').length > 1")
+        page.wait_for_selector("section:first-of-type li:nth-child(2)")
         assert "left=free" in page.url
         assert len(ids(page, "left")) > len(left)  # the table knows the word "a", which BM25 leaves out
         page.screenshot(path=os.environ.get("RKD_SCREENSHOT", str(tmp_path / "page.png")), full_page=True)

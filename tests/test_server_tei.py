@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from served import dense_run, sparse_run
 
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.query_table import QueryTable
-from retrieval_kd.server import Limits, create_app, load_model
+from retrieval_kd.server import Limits, Model, create_app, load_model
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +124,27 @@ def test_errors(client: TestClient, path: str, body: dict[str, Any], status: int
 def test_no_sparse_model(exported: Path) -> None:
     client = TestClient(create_app([load_model(str(exported / "fp32"))]))
     assert client.post("/embed_sparse", json={"inputs": "a"}).status_code == 404
+
+
+class Graph:
+    """A sparse student with a graph: its vectors come as a sparse array, batch by batch."""
+
+    manifest: ClassVar[dict[str, Any]] = {"vectors": "sparse", "identity": {}, "document_identity": {}, "max_length": 8}
+
+    def __init__(self, table: QueryTable) -> None:
+        self.dimension = len(table.weights)
+        self.encode = table.encode
+
+
+def test_a_sparse_student_with_a_graph(runs: Path) -> None:
+    """Is batched like a dense one, and gives the same terms and documents as the table that it stands for."""
+    free = load_model(str(runs / "free"))
+    graph = Model("graph", Graph(free.encoder), free.tokenizer)
+    client = TestClient(create_app([graph, free]))
+    texts = ["a file", "zzz", "list of the thread"]
+    answers = [client.post("/embed_sparse", json={"inputs": texts, "model": name}).json() for name in ("graph", "free")]
+    assert answers[0] == answers[1]
+    assert [bool(terms) for terms in answers[0]] == [True, True, True]
+    assert client.post("/embed", json={"inputs": "a"}).status_code == 404
+    described = client.get("/info").json()["models"][0]
+    assert (described["vectors"], described["sides"]) == ("sparse", ["query", "document"])

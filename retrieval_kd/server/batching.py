@@ -13,14 +13,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Generic, TypeVar
 
 from retrieval_kd.server.errors import Refusal
 
-Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+Row = TypeVar("Row")  # what one text becomes
 Observe = Callable[[int, int, float], None]  # texts, tokens and seconds of a batch
 
 
@@ -35,37 +32,46 @@ class Batching:
 
 
 @dataclass(eq=False)
-class _Request:
+class _Request(Generic[Row]):
     texts: Sequence[str]
     tokens: Sequence[int]
     arrived: float
-    done: asyncio.Future[NDArray[np.float32]]
+    done: asyncio.Future[list[Row]]
+    rows: dict[int, Row] = field(default_factory=dict)  # those encoded so far, by place
     taken: int = 0
-    vectors: list[Any] = field(default_factory=list)
-    missing: int = 0
 
 
-class Batcher:
-    """The queue before one encoder, whose batches run in `pool`; at most `limit` texts wait in it."""
+class Batcher(Generic[Row]):
+    """The queue before one encoder, whose batches run in `pool`; at most `limit` texts wait in it.
 
-    def __init__(self, encode: Encode, pool: Executor, batching: Batching, limit: int, observe: Observe) -> None:
+    `encode` makes one row of each text, in their order.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Sequence[str]], Sequence[Row]],
+        pool: Executor,
+        batching: Batching,
+        limit: int,
+        observe: Observe,
+    ) -> None:
         self.waiting = 0  # texts
         self._encode, self._pool, self._batching, self._limit, self._observe = encode, pool, batching, limit, observe
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[_Request[Row]] = deque()
         self._running = 0
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself would let them be collected
         self._full: asyncio.Future[None] | None = None  # what a batch that waits for more is waiting for
         self._company = False
 
-    async def encode(self, texts: Sequence[str], tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The vectors (n, D) of `texts`, which have so many `tokens` each; Refusal 429 when too many wait.
+    async def encode(self, texts: Sequence[str], tokens: Sequence[int]) -> list[Row]:
+        """The rows of `texts`, which have so many `tokens` each; Refusal 429 when too many wait.
 
         A request that is cancelled leaves the queue.
         """
         if self.waiting and self.waiting + len(texts) > self._limit:
             raise Refusal(429, "Too many texts are waiting; try again in a moment.", code="rate_limit_exceeded")
-        done: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
-        request = _Request(texts, tokens, perf_counter(), done, vectors=[None] * len(texts), missing=len(texts))
+        done: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
+        request = _Request(texts, tokens, perf_counter(), done)
         self._queue.append(request)
         self.waiting += len(texts)
         if self._full is not None and not self._full.done() and self._enough():
@@ -114,9 +120,9 @@ class Batcher:
         tokens = sum(sum(request.tokens[request.taken :]) for request in self._queue)
         return self.waiting >= self._batching.texts or tokens >= self._batching.tokens
 
-    def _take(self) -> list[tuple[_Request, int]]:
+    def _take(self) -> list[tuple[_Request[Row], int]]:
         """The next batch: (request, place of a text in it), one of each request in turn."""
-        batch: list[tuple[_Request, int]] = []
+        batch: list[tuple[_Request[Row], int]] = []
         left = self._batching.tokens
         while self._queue and len(batch) < self._batching.texts:
             request = self._queue[0]
@@ -132,12 +138,12 @@ class Batcher:
         self._company = len({id(request) for request, _ in batch}) > 1
         return batch
 
-    async def _run(self, batch: list[tuple[_Request, int]]) -> None:
-        """Encode a batch and give each request its vectors; a fault is the fault of all requests in it."""
+    async def _run(self, batch: list[tuple[_Request[Row], int]]) -> None:
+        """Encode a batch and give each request its rows; a fault is the fault of all requests in it."""
         texts = [request.texts[place] for request, place in batch]
         start = perf_counter()
         try:
-            vectors = await asyncio.get_running_loop().run_in_executor(self._pool, self._encode, texts)
+            rows = await asyncio.get_running_loop().run_in_executor(self._pool, self._encode, texts)
         except Exception as error:
             for request, _ in batch:
                 self._drop(request)
@@ -145,13 +151,12 @@ class Batcher:
                     request.done.set_exception(error)
             return
         self._observe(len(batch), sum(request.tokens[place] for request, place in batch), perf_counter() - start)
-        for (request, place), vector in zip(batch, vectors, strict=True):
-            request.vectors[place] = vector
-            request.missing -= 1
-            if not request.missing and not request.done.done():
-                request.done.set_result(np.stack(request.vectors))
+        for (request, place), row in zip(batch, rows, strict=True):
+            request.rows[place] = row
+            if len(request.rows) == len(request.texts) and not request.done.done():
+                request.done.set_result([request.rows[number] for number in range(len(request.texts))])
 
-    def _drop(self, request: _Request) -> None:
+    def _drop(self, request: _Request[Row]) -> None:
         """Take the rest of a request out of the queue."""
         if request in self._queue:
             self._queue.remove(request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +16,11 @@ from retrieval_kd import query_table
 from retrieval_kd.data import load_collection
 from retrieval_kd.data.beir import read_texts
 from retrieval_kd.encoder import Encoder, check_index
-from retrieval_kd.forms import parse_form
-from retrieval_kd.index import Index, open_index
+from retrieval_kd.index import Index, open_index, read_manifest
 from retrieval_kd.query_table import QueryTable
 from retrieval_kd.types import Hits, InputError
 
-
-class DenseEncoder(Protocol):
-    """What gives dense vectors: one array (n, D) for n texts."""
-
-    manifest: dict[str, Any]
-    dimension: int
-
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The vectors (n, D) of `texts`."""
-        ...
+Terms = tuple[NDArray[np.int64], NDArray[np.float32]]  # those of one text, rising, and their weights
 
 
 @dataclass(eq=False)
@@ -42,7 +32,7 @@ class Model:
     """
 
     name: str
-    encoder: Any  # DenseEncoder, QueryTable or BM25
+    encoder: Any  # Encoder, QueryTable or BM25
     tokenizer: Tokenizer | None = None
     index: Index | None = None
     document_ids: Sequence[str] = ()
@@ -57,14 +47,16 @@ class Model:
         assert self.texts is None or len(self.texts) == len(self.document_ids), "one text a row"
 
     @property
-    def vectors(self) -> Literal["dense", "binary", "sparse", "none"]:
-        """The form of its vectors; BM25 gives none."""
-        if isinstance(self.encoder, QueryTable):
+    def vectors(self) -> str:
+        """The form of its vectors: "dense", "sparse", perhaps "binary"; BM25 gives "none"."""
+        if self.looks_up:
             return "sparse"
-        if hasattr(self.encoder, "retrieve"):
-            return "none"
-        form: Literal["dense", "binary", "sparse"] = self.manifest.get("vectors", "dense")
-        return form
+        return str(self.manifest.get("vectors", "dense" if self.manifest else "none"))
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether a text takes microseconds, so that nothing is gained by waiting for others."""
+        return isinstance(self.encoder, QueryTable)
 
     @property
     def dimension(self) -> int:
@@ -81,7 +73,7 @@ class Model:
     @property
     def sides(self) -> list[str]:
         """Whose texts are encoded: an asymmetric student's documents have another tower."""
-        if self.vectors == "dense" and self.manifest["document_identity"] == self.manifest["identity"]:
+        if self.manifest.get("document_identity") == self.manifest.get("identity", ""):
             return ["query", "document"]
         return ["query"]
 
@@ -100,20 +92,24 @@ class Model:
         if self.tokenizer is None:
             return [[] for _ in texts]
         prompted = [self.manifest.get("prompt", "") + text for text in texts]
-        special = not isinstance(self.encoder, QueryTable)
+        special = not self.looks_up
         return [found.ids for found in self.tokenizer.encode_batch_fast(prompted, add_special_tokens=special)]
 
-    def look_up(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """The terms of each text, rising, and their weights; of a sparse model."""
-        if isinstance(self.encoder, QueryTable):
+    def terms(self, texts: Sequence[str]) -> list[Terms]:
+        """The terms of each text and their weights, of a model of sparse vectors."""
+        if self.looks_up:
             return [self.encoder.look_up(text) for text in texts]
-        rows: Any = self.encode(texts).sorted_indices()
-        ends = list(zip(rows.indptr, rows.indptr[1:], strict=False))
-        return [(rows.indices[start:end].astype(np.int64), rows.data[start:end]) for start, end in ends]
+        vectors = self.encoder.encode(texts)
+        spans = [slice(*vectors.indptr[row : row + 2]) for row in range(len(texts))]
+        return [(vectors.indices[span], vectors.data[span]) for span in spans]
 
-    def encode(self, texts: Sequence[str]) -> Any:
-        """The vectors of texts, as the index takes them; of a model that has vectors."""
-        return self.encoder.encode(texts)
+    def from_terms(self, found: Sequence[Terms]) -> Any:
+        """The vectors of these terms and weights: scipy.sparse.csr_array (n, V) float32."""
+        import scipy.sparse
+
+        starts = np.cumsum([0, *(len(terms) for terms, _ in found)])
+        terms, weights = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        return scipy.sparse.csr_array((weights, terms, starts), shape=(len(found), self.dimension))
 
     def search(self, queries: Any, k: int) -> Hits:
         """The best documents of queries: vectors of this model's encoder, or texts where it has none."""
@@ -147,15 +143,13 @@ def load_model(folder: str, form: str | None = None, threads: int = 1) -> Model:
     path = Path(place)
     exported = _is_exported(path)
     encoder_folder = path if exported else _exported(path, form)
-    index_folder = path / "index" / ("index" if exported else _index_of(encoder_folder.name))
-    if not exported and not index_folder.is_dir():
-        raise InputError(f"{index_folder} does not exist; run `rkd index`, or give the folder of the encoder alone.")
     tokenizer = Tokenizer.from_file(str(encoder_folder / dense.TOKENIZER))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    index = None if exported else open_index(index_folder, threads)
+    encoder = _load_encoder(encoder_folder, threads)
+    index = None if exported else open_index(_index_of(path, encoder.manifest), threads)
     texts = None if index is None else _texts_in_order(path / "index" / "documents.jsonl", index.document_ids)
-    model = Model(name or path.resolve().name, _load_encoder(encoder_folder, threads), tokenizer, index, texts=texts)
+    model = Model(name or path.resolve().name, encoder, tokenizer, index, texts=texts)
     if index is not None:
         model.search(model.encoder.encode(["first"]), 1)  # numba compiles, files are mapped: not at a client's cost
     return model
@@ -183,7 +177,7 @@ def _is_exported(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (dense.MANIFEST, query_table.MANIFEST))
 
 
-def _load_encoder(folder: Path, threads: int) -> DenseEncoder | QueryTable:
+def _load_encoder(folder: Path, threads: int) -> Encoder | QueryTable:
     return QueryTable.load(folder) if (folder / query_table.MANIFEST).is_file() else Encoder.load(folder, threads)
 
 
@@ -199,6 +193,16 @@ def _exported(folder: Path, form: str | None) -> Path:
     return served / chosen
 
 
+def _index_of(run: Path, manifest: dict[str, Any]) -> Path:
+    """The index of the run that belongs to the encoder: there may be others, of vectors cut shorter."""
+    found = sorted(path.parent for path in (run / "index").glob("*/index.json"))
+    own = [path for path in found if read_manifest(path)["identity"] == manifest.get("document_identity")]
+    path = (own or [run / "index" / "index"])[0]
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist; run `rkd index`, or give the folder of the encoder alone.")
+    return path
+
+
 def _texts_in_order(path: Path, document_ids: Sequence[str]) -> list[str]:
     """The texts of `document_ids`, in their order, title first; InputError if one is missing."""
     texts = read_texts(path, with_title=True)
@@ -206,14 +210,6 @@ def _texts_in_order(path: Path, document_ids: Sequence[str]) -> list[str]:
         if document_id not in texts:
             raise InputError(f"{path} lacks document {document_id!r} of the index; give the file that was indexed.")
     return [texts[document_id] for document_id in document_ids]
-
-
-def _index_of(form: str) -> str:
-    """The name of the index that an exported form of a run searches."""
-    try:
-        return parse_form(form).index
-    except ValueError:  # a table: it has one form, and its name says nothing
-        return "index"
 
 
 def _check_index(name: str, manifest: dict[str, Any], dimension: int, index: Index) -> None:

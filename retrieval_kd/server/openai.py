@@ -46,10 +46,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
         texts = check_texts(body.input, service.limits, "input", wrong=400)
         check_width(model, body.dimensions, 400)
         check_side(model, body.input_type, "input_type", 400)
-        vectors, tokens = await service.embed(request, model, texts)
+        rows, tokens = await service.encode(request, model, texts)
         data = [
             {"object": "embedding", "index": place, "embedding": _packed(vector, body.encoding_format)}
-            for place, vector in enumerate(cut(vectors, body.dimensions))
+            for place, vector in enumerate(cut(np.stack(rows), body.dimensions))
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return JSONResponse({"object": "list", "data": data, "model": model.name, "usage": usage})

@@ -11,9 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from fastapi import Request
-from numpy.typing import NDArray
 
-from retrieval_kd.query_table import QueryTable
 from retrieval_kd.server.batching import Batcher, Batching
 from retrieval_kd.server.errors import Limits, Refusal, names
 from retrieval_kd.server.models import Model
@@ -36,13 +34,12 @@ class Service:
         self.limits, self.batching, self.monitor = limits, batching, monitor
         encoding = ThreadPoolExecutor(batching.workers, "encode")
         self._pool = ThreadPoolExecutor(max(2, batching.workers), "search")
-        self._batchers: dict[str, Batcher] = {}
+        self._batchers: dict[str, Batcher[Any]] = {}
         for model in models:
-            if model.vectors == "dense":
+            if model.vectors != "none" and not model.looks_up:
+                encode = model.terms if model.vectors == "sparse" else model.encoder.encode
                 observe = partial(monitor.batch, model.name)
-                self._batchers[model.name] = Batcher(
-                    model.encoder.encode, encoding, batching, limits.waiting_texts, observe
-                )
+                self._batchers[model.name] = Batcher(encode, encoding, batching, limits.waiting_texts, observe)
 
     def find(self, name: str) -> Model:
         """The model of this name; Refusal 404 if there is none."""
@@ -70,26 +67,24 @@ class Service:
             return model.tokenize(texts)
         return await self._apart(lambda: model.tokenize(texts))
 
-    async def embed(
+    async def encode(
         self, request: Request, model: Model, texts: Sequence[str], cut: bool = True
-    ) -> tuple[NDArray[np.float32], int]:
-        """Dense vectors (n, D) of texts, and how many tokens were read; unless `cut`, long texts are refused."""
+    ) -> tuple[list[Any], int]:
+        """A row of each text, and how many tokens were read; unless `cut`, texts that are too long are refused.
+
+        A row is a vector (D,), or of a sparse model terms and weights.
+        """
         lengths = [len(ids) for ids in await self.tokenize(model, texts)]
         most = model.max_length or max(lengths)
         if not cut and max(lengths) > most:
             raise Refusal(422, f"`inputs` must have less than {most} tokens. Given: {max(lengths)}", "inputs")
         tokens = [min(length, most) for length in lengths]
         request.scope["facts"] |= {"model": model.name, "texts": len(texts), "tokens": sum(tokens)}
-        return await self._batchers[model.name].encode(texts, tokens), sum(tokens)
-
-    async def look_up(
-        self, request: Request, model: Model, texts: Sequence[str]
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """The terms of each text and their weights."""
-        request.scope["facts"] |= {"model": model.name, "texts": len(texts)}
-        if isinstance(model.encoder, QueryTable) and sum(map(len, texts)) <= _INLINE:
-            return model.look_up(texts)
-        return await self._apart(lambda: model.look_up(texts))
+        if not model.looks_up:
+            return await self._batchers[model.name].encode(texts, tokens), sum(tokens)
+        if sum(map(len, texts)) <= _INLINE:
+            return model.terms(texts), sum(tokens)
+        return await self._apart(lambda: model.terms(texts)), sum(tokens)
 
     async def search(
         self, request: Request, model: Model, queries: Sequence[str], k: int
@@ -97,10 +92,9 @@ class Service:
         """The best documents of each query, and the milliseconds that encoding (with the wait) and search took."""
         start = perf_counter()
         asked: Any = queries
-        if model.vectors == "dense":
-            asked, _ = await self.embed(request, model, queries)
-        elif model.vectors != "none":
-            asked = await self._apart(partial(model.encode, queries))
+        if model.vectors != "none":
+            rows, _ = await self.encode(request, model, queries)
+            asked = model.from_terms(rows) if model.vectors == "sparse" else np.stack(rows)
         request.scope["facts"] |= {"model": model.name, "texts": len(queries)}
         encoded = perf_counter()
         hits = await self._apart(lambda: model.search(asked, k))

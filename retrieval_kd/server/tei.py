@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Literal
 
+import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
@@ -71,8 +72,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
         model = service.choose(body.model, "dense")
         texts = check(body, model)
         check_width(model, body.dimensions, 422)
-        vectors, _ = await service.embed(request, model, texts, cut=body.truncate is not False)
-        vectors = cut(vectors, body.dimensions)
+        rows, _ = await service.encode(request, model, texts, cut=body.truncate is not False)
+        vectors = cut(np.stack(rows), body.dimensions)
         return JSONResponse((normalized(vectors) if body.normalize else vectors).tolist())
 
     @app.post("/embed_sparse")
@@ -80,12 +81,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         """Terms of texts, by their number in the vocabulary, and their weights."""
         model = service.choose(body.model, "sparse")
         texts = check(body, model)
-        if body.truncate is False and model.max_length is not None:
-            longest = max(len(ids) for ids in await service.tokenize(model, texts))
-            if longest > model.max_length:
-                message = f"`inputs` must have less than {model.max_length} tokens. Given: {longest}"
-                raise Refusal(422, message, "inputs")
-        found = await service.look_up(request, model, texts)
+        found, _ = await service.encode(request, model, texts, cut=body.truncate is not False)
         return JSONResponse(
             [
                 [
