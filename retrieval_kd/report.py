@@ -318,11 +318,11 @@ def _plot(path: Path, records: Mapping[str, Record], title: str) -> None:
     if engines:
         axes.legend(title="query engine", fontsize=8, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.draw_without_rendering()  # fixes the layout that the labels are placed in
-    _place_labels(axes, labels, bars)
+    place_labels(axes, labels, bars)
     figure.savefig(path, format="png")
 
 
-def _place_labels(
+def place_labels(
     axes: Axes, labels: Sequence[tuple[str, float, float, str]], bars: Sequence[tuple[float, float, float]]
 ) -> None:
     """Write (text, x, y, colour) beside each point, off points, bars (x, low, high) and other labels where it can."""

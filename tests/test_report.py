@@ -165,8 +165,8 @@ def test_the_plot_is_a_picture(written: tuple[Path, dict]) -> None:
 
 def test_the_plot_places_points_lines_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
-    place = report._place_labels
-    monkeypatch.setattr(report, "_place_labels", lambda axes, *rest: (place(axes, *rest), kept.append(axes)))
+    place = report.place_labels
+    monkeypatch.setattr(report, "place_labels", lambda axes, *rest: (place(axes, *rest), kept.append(axes)))
     crowd = [system(n, f"student number {n}", "torch fp32", 100, latency=Latency(2 + n / 10, 3, 9)) for n in range(6)]
     report._plot(tmp_path / "plot.png", summarise([*crowd, SYSTEMS[1]], "teacher"), "title")
     (axes,) = kept

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from retrieval_kd.evaluate.significance import bootstrap_interval, paired_test
 from retrieval_kd.files import atomic, write_json
-from retrieval_kd.report import PRIMARY, System
+from retrieval_kd.report import PRIMARY, System, place_labels
 from retrieval_kd.report_html import Cell, plain, plot_of, point_of, queries_of, table_of, write_html
 from retrieval_kd.types import Collection
 
@@ -233,7 +233,8 @@ def _markdown(report: Mapping[str, Any], rows: Sequence[Sequence[Cell]]) -> str:
         low, high = step["interval"]
         cells = [step["name"], f"{step['value']:.3f}", f"{low:.3f}–{high:.3f}"]  # noqa: RUF001
         if "difference" in step:
-            cells += [f"{step['difference']:+.4f}", _span(step["difference_interval"]), f"{step['p']:.3f}"]
+            cells += [f"{step['difference']:+.4f}", _span(step["difference_interval"])]
+            cells.append("<0.001" if step["p"] < 0.001 else f"{step['p']:.3f}")
         lines.append("| " + " | ".join([*cells, *[""] * (6 - len(cells))]) + " |")
     for title, items in (
         ("Facts", [f"{key}: {plain(value)}" for key, value in report["facts"].items()]),
@@ -253,8 +254,8 @@ def _draw(path: Path, report: Mapping[str, Any]) -> None:
     grid = figure.add_gridspec(2, 2)
     for place, (title, key, label) in enumerate(PLOTS):
         axes = figure.add_subplot(grid[0, place])
-        _scatter(axes, report["points"], key)
         axes.set(title=title, xlabel=f"{label} (log scale)", ylabel=PRIMARY)
+        _scatter(axes, report["points"], key)
     _bars(figure.add_subplot(grid[1, :]), report["waterfall"])
     figure.savefig(path, format="png")
 
@@ -281,14 +282,16 @@ def _scatter(axes: Axes, records: Mapping[str, Any], key: str) -> None:
             )
     front = sorted((COST[key](one), one[PRIMARY]) for one in records.values() if key in one["on_front_of"])
     axes.step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1)
-    for name, one in records.items():
-        axes.annotate(name, (COST[key](one), one[PRIMARY]), xytext=(5, 4), textcoords="offset points", fontsize=7)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter("")
-    axes.margins(x=0.15)
+    axes.margins(x=0.2, y=0.12)
     axes.grid(alpha=0.25)
     axes.legend(title="query encoder", fontsize=8, title_fontsize=8, loc="lower right")
+    place = [(COST[key](one), one[PRIMARY]) for one in records.values()]
+    colours = [f"C{encoders.index(one['query_encoder'])}" for one in records.values()]
+    axes.figure.draw_without_rendering()  # the layout decides where points are
+    place_labels(axes, [(name, *at, colour) for name, at, colour in zip(records, place, colours, strict=True)], [])
 
 
 def _bars(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
@@ -307,6 +310,8 @@ def _bars(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
         if place:
             axes.plot([place - 1, place + 0.28], [before, before], color="0.5", linewidth=0.8, linestyle=":")
             text += f"\n{step['difference']:+.3f} ({_span(step['difference_interval'])})"
-        axes.annotate(text, (place, high), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8)
+        axes.annotate(
+            text, (place, max(high, before)), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8
+        )
     axes.set_xticks(range(len(steps)), [step["name"] for step in steps])
     axes.set(title="Where the points went: paired differences with 95% intervals", ylabel=PRIMARY)

@@ -86,6 +86,7 @@ def test_the_report_is_written_and_read_back(tmp_path: Path) -> None:
     assert "A note." in text
     assert rows[-1][0] == "pq"
     assert float(rows[-1][3]) == pytest.approx(means[2] - means[1], abs=5e-5)
+    assert rows[-3][-1] == "<0.001"  # 0.1 lost by every query
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "frontier.html").read_text()
     assert page.count('"front":') == 2 * len(POINTS)
