@@ -23,7 +23,7 @@ LAYERS = [
     | {"prompts", "backward"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"engines", "first_token", "lora", "pair_head", "pooling", "token_vectors"}
-    | {"lexical_start", "query_table", "sparse_student", "sparse_towers", "vocabulary_head"}
+    | {"counting_encoder", "lexical_start", "query_table", "sparse_student", "sparse_towers", "vocabulary_head"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
     | {"diagnostics", "answers", "workers", "cluster", "pricing"},
