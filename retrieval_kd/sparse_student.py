@@ -36,7 +36,7 @@ class SparseTower(Table):
 class SparseOptions(SparseTower):
     """What all sparse students have."""
 
-    start: Literal["model", "lexical"] = "model"  # lexical: a new head, by which a text has the terms it consists of
+    start: Literal["model", "lexical"] = "model"  # lexical: a new encoder, BM25 in the model's tokens
     top_k: Positive | None = None  # so many terms a text are kept, the heaviest, of documents and queries alike
     dropout: float | None = Field(default=None, ge=0, lt=1)  # absent: the model's own
 
@@ -135,13 +135,17 @@ def starts_lexically(options: SparseOptions) -> bool:
         return False
     if has_head(locate_model(options.model, options.revision)):
         raise InputError(f'student.start = "lexical" makes a new head, and {options.model!r} has one; leave it out.')
+    if options.layers or options.pooling == "sum":
+        raise InputError(
+            'student.start = "lexical" makes an encoder of one layer and pools by max; leave `layers` and `pooling` out.'
+        )
     return True
 
 
 def lexical_tower(options: SparseOptions, prompt: str, texts: Sequence[str], sides: int) -> list[Any]:
-    """A tower whose new head gives a text the terms it consists of; see `make_lexical_model`."""
+    """A tower that gives a text the weights of BM25; see `make_lexical_model`."""
     source = locate_model(options.model, options.revision)
     rendered = [prompt + text for text in texts]
     double = bool(options.double_log)
-    transformer = make_lexical_model(source, rendered, options.layers, options.max_length, sides, double)
+    transformer = make_lexical_model(source, rendered, options.max_length, sides, double)
     return [transformer, SpladePooling(options.pooling or "max", "log1p_relu" if double else "relu")]

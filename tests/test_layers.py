@@ -23,7 +23,7 @@ LAYERS = [
     | {"prompts", "backward", "fusion"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"engines", "first_token", "lora", "pair_head", "pooling", "token_vectors"}
-    | {"bag_student", "lexical_embedding", "ngrams", "static_start", "static_table", "postings"}
+    | {"bag_student", "lexical_embedding", "ngrams", "static_start", "static_table", "postings", "counting_encoder"}
     | {"lexical_start", "query_table", "sparse_student", "sparse_towers", "vocabulary_head"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}

@@ -1,0 +1,173 @@
+"""BM25 inside an ordinary masked language model: one layer of BERT whose attention counts.
+
+A token that attends to its like, among L tokens of which n are the same, gives them the share
+    n e^a / (n e^a + (L - n) e^o + e^s) ~ n / (n + k1 (1 - b + b L / mean length)),
+the saturation and normalisation by length of BM25: a is the score of a token and its like, o that of others, and s
+that of the special tokens around a text, which take what is left. The share scales the token's code in the state
+that the head reads. The remaining heads average a second table, so that each state also holds a vector of the whole
+text, of which each term's weight has a linear part: terms that the text does not contain.
+
+Sizes: state WIDTH = (CODE: a unit vector a term) + (1: special tokens) + (1: a constant) + (MEANING: the text's vector)
++ a rest of zeros. Source of BM25: Robertson and Zaragoza 2009; the construction is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM
+
+from retrieval_kd.vocabulary_head import head_of
+
+WIDTH, HEAD = 384, 32
+COUNTING, AVERAGING = 8, 4  # attention heads
+PIECE = HEAD - 1  # of the code that a counting head compares; its last coordinate belongs to special tokens
+CODE, MEANING = COUNTING * PIECE, AVERAGING * HEAD
+SPECIAL, CONSTANT, FIRST = CODE, CODE + 1, CODE + 2  # places in the state; FIRST of the text's vector
+LARGE = 256.0  # the constant, beside which all else is small, so that norms change nothing
+SHIFT = 6.0  # makes the head's activation function all but linear
+GAIN = 16.0  # of what attention adds, beside which the token itself is small
+OWN = 0.05  # size of a token's entry in the averaged table beside its code, which its state keeps
+K1, B = 0.9, 0.75
+THRESHOLD = 0.2  # of the share, below which codes of different terms meet by chance
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is known of each of V terms.
+
+    Shapes: weights (V,), of a term that makes up all of a text, 0 where it is to stay inactive; entries and directions
+    (V, MEANING): a text's vector is the mean of its tokens' entries, and the logit of a term is raised by the
+    product with its direction.
+    """
+
+    weights: Tensor
+    entries: Tensor
+    directions: Tensor
+
+
+def make_counting_model(
+    terms: Terms, special: Sequence[int], around: Sequence[int], mean_length: float, length: int
+) -> BertForMaskedLM:
+    """The model, for texts of at most `length` tokens; `around` are the special tokens that stand around each."""
+    config = BertConfig(
+        vocab_size=len(terms.weights),
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=COUNTING + AVERAGING,
+        intermediate_size=WIDTH,
+        max_position_embeddings=length,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        tie_word_embeddings=False,
+    )
+    model = BertForMaskedLM(config).eval()
+    codes = _codes(len(terms.weights))
+    codes[list(special)] = 0.0
+    with torch.no_grad():
+        scale = _set_embeddings(model, codes, terms.entries, special, around)
+        _set_attention(model, len(around), mean_length, scale)
+        _set_norms(model)
+        _set_head(model, codes, terms)
+    return model
+
+
+def _codes(count: int) -> Tensor:
+    """A random code for each term (V, CODE): pieces of equal length, of sum 0, together a unit vector."""
+    drawn = torch.randn(count, COUNTING, PIECE, generator=torch.Generator().manual_seed(0))
+    drawn -= drawn.mean(2, keepdim=True)
+    return (drawn / drawn.norm(dim=2, keepdim=True) / math.sqrt(COUNTING)).reshape(count, CODE)
+
+
+def _set_embeddings(
+    model: BertForMaskedLM, codes: Tensor, entries: Tensor, special: Sequence[int], around: Sequence[int]
+) -> float:
+    """Write the table of terms; return what entries were multiplied by. Positions and segments count nothing."""
+    embeddings = model.bert.embeddings
+    for table in (embeddings.position_embeddings, embeddings.token_type_embeddings):
+        nn.init.zeros_(table.weight)
+    largest = float(entries.norm(dim=1).max())
+    scale = 1.0 / largest if largest else 1.0
+    table = embeddings.word_embeddings.weight
+    table.zero_()
+    table[:, :CODE] = codes
+    table[:, CONSTANT] = LARGE
+    table[:, FIRST : FIRST + MEANING] = scale * entries
+    table[list(special), FIRST:] = 0.0
+    table[list(around), SPECIAL] = 1.0
+    return scale
+
+
+def _set_attention(model: BertForMaskedLM, around: int, mean_length: float, scale: float) -> None:
+    attention, output = model.bert.encoder.layer[0].attention.self, model.bert.encoder.layer[0].attention.output.dense
+    like = _like_score(K1 * B / mean_length)
+    size = math.sqrt(like * math.sqrt(HEAD) * COUNTING)
+    for linear in (attention.query, attention.key, attention.value, output):
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    for head in range(COUNTING):
+        rows, piece = slice(head * HEAD, head * HEAD + PIECE), slice(head * PIECE, (head + 1) * PIECE)
+        attention.query.weight[rows, piece] = size * torch.eye(PIECE)
+        attention.key.weight[rows, piece] = size * torch.eye(PIECE)
+        attention.value.weight[rows, piece] = torch.eye(PIECE)
+        output.weight[piece, rows] = GAIN * torch.eye(PIECE)
+        last = head * HEAD + PIECE
+        if around:
+            attention.query.bias[last] = like + math.log(K1 * (1 - B) / around)
+            attention.key.weight[last, SPECIAL] = math.sqrt(HEAD)
+    for head in range(AVERAGING):
+        rows, piece = slice((COUNTING + head) * HEAD, (COUNTING + head + 1) * HEAD), slice(head * HEAD, (head + 1) * HEAD)
+        attention.query.bias[rows] = 1.0  # the keys, all 0, can learn what counts for more
+        places = torch.arange(FIRST, FIRST + MEANING)[piece]
+        attention.value.weight[rows, places] = torch.eye(HEAD) / scale
+        output.weight[places, rows] = GAIN * torch.eye(HEAD)
+
+
+def _like_score(share: float) -> float:
+    """The score a of a token and its like at which any other token takes `share` of it on average.
+
+    Scores of others are a times the cosine of random vectors of PIECE - 1 dimensions, normal with variance
+    1 / (PIECE - 1): E e^(a cos) = e^(a^2 / 2 (PIECE - 1)), and a is the lower root of a^2 / 2 (PIECE - 1) - a = log share.
+    """
+    dimensions = PIECE - 1
+    return dimensions * (1 - math.sqrt(max(0.0, 1 + 2 * math.log(share) / dimensions)))
+
+
+def _set_norms(model: BertForMaskedLM) -> None:
+    """Make each norm leave a state as it is, which is all but its constant, and silence the feed-forward layer."""
+    layer, transform = model.bert.encoder.layer[0], model.cls.predictions.transform
+    nn.init.zeros_(layer.output.dense.weight)
+    nn.init.eye_(transform.dense.weight)
+    transform.dense.bias.fill_(SHIFT)
+    transform.dense.bias[CONSTANT] = 0.0
+    constant = torch.zeros(WIDTH)
+    constant[CONSTANT] = LARGE
+    for norm in (model.bert.embeddings.LayerNorm, layer.attention.output.LayerNorm, layer.output.LayerNorm):
+        _leave(norm, constant, constant)
+    shifted = constant + SHIFT
+    shifted[CONSTANT] = LARGE
+    _leave(transform.LayerNorm, shifted, torch.zeros(WIDTH))
+
+
+def _leave(norm: nn.LayerNorm, typical: Tensor, wanted: Tensor) -> None:
+    """Set a norm to be the identity near the state `typical`, which becomes `wanted`."""
+    norm.weight.fill_(float(typical.std(correction=0)))
+    norm.bias.copy_(wanted - (typical - typical.mean()))
+
+
+def _set_head(model: BertForMaskedLM, codes: Tensor, terms: Terms) -> None:
+    """The logit of a term: its weight times (share - THRESHOLD), and the product of its direction and the text."""
+    head = head_of(model)
+    active = terms.weights > 0
+    own = 1.0 / GAIN + 1.0  # of a text of one term alone
+    scale = terms.weights / (own - THRESHOLD)
+    rows, bias = torch.zeros(len(codes), WIDTH), torch.full((len(codes),), -1.0)
+    rows[active, :CODE] = (scale[:, None] * codes / GAIN)[active]
+    rows[active, FIRST : FIRST + MEANING] = terms.directions[active] / GAIN
+    bias[active] = -THRESHOLD * scale[active]
+    head.weight = nn.Parameter(rows)
+    head.bias = nn.Parameter(bias)
