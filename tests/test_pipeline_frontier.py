@@ -142,6 +142,7 @@ def test_without_points_those_of_the_kind(recipe: Path) -> None:
     assert {point.query for point in points[2:]} == {"int8"}
 
 
+@pytest.mark.slow
 def test_a_sparse_student_has_a_frontier_too(tmp_path: Path) -> None:
     path = write_tiny_run(tmp_path, "splade")
     made = Workspace(path, tmp_path / "work/tiny", tmp_path / "store")
