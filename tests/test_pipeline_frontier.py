@@ -96,7 +96,7 @@ def test_the_waterfall_begins_with_the_teacher(recipe: Path) -> None:
     folder = recipe.parent / "work/tiny"
     falls = read_json(folder / "frontier/frontier.json")["waterfall"]
     systems = read_json(folder / "report/report.json")["systems"]
-    assert [step["name"] for step in falls] == ["bm25", "flat-fp32", "flat-int8", "hnsw"]
+    assert [step["name"] for step in falls] == ["teacher bm25", "flat-fp32", "flat-int8", "hnsw"]
     assert falls[0]["value"] == pytest.approx(systems["bm25"]["nDCG@10"])
     assert falls[1]["value"] == pytest.approx(systems["student"]["nDCG@10"], abs=1e-6)
     for before, after in pairwise(falls):
@@ -142,6 +142,7 @@ def test_without_points_those_of_the_kind(recipe: Path) -> None:
     assert {point.query for point in points[2:]} == {"int8"}
 
 
+@pytest.mark.slow
 def test_a_sparse_student_has_a_frontier_too(tmp_path: Path) -> None:
     path = write_tiny_run(tmp_path, "splade")
     made = Workspace(path, tmp_path / "work/tiny", tmp_path / "store")
@@ -154,7 +155,7 @@ def test_a_sparse_student_has_a_frontier_too(tmp_path: Path) -> None:
     systems = read_json(made.folder / "report/report.json")["systems"]
     assert report["points"]["small"]["nDCG@10"] == pytest.approx(systems["student"]["nDCG@10"])
     assert report["points"]["small"]["query_encoder"] == "torch"
-    assert [step["name"] for step in report["waterfall"]] == ["bm25"]
+    assert [step["name"] for step in report["waterfall"]] == ["teacher bm25"]
     defaults, steps = points_of(made)
     assert {"impact-float", "impact"} <= {point.name for point in defaults}
     assert steps[:2] == ["impact-float", "impact"]

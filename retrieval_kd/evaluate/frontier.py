@@ -165,7 +165,7 @@ COST = {"latency": latency_of, "size": megabytes_of}
 
 def _plot(title: str, records: Mapping[str, Any], key: str, label: str) -> dict[str, Any]:
     points = [
-        point_of(name, one["query_encoder"], one[PRIMARY], one["interval"], COST[key](one), key in one["on_front_of"])
+        point_of(name, one["query_encoder"], one[PRIMARY], None, COST[key](one), key in one["on_front_of"])
         for name, one in records.items()
     ]
     return plot_of(title, points, label, PRIMARY, caption=CAPTION)
@@ -252,11 +252,14 @@ def _draw(path: Path, report: Mapping[str, Any]) -> None:
     figure = Figure(figsize=(11, 9), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 2)
-    for place, (title, key, label) in enumerate(PLOTS):
-        axes = figure.add_subplot(grid[0, place])
+    panels = [figure.add_subplot(grid[0, place]) for place in range(len(PLOTS))]
+    for axes, (title, key, label) in zip(panels, PLOTS, strict=True):
         axes.set(title=title, xlabel=f"{label} (log scale)", ylabel=PRIMARY)
         _scatter(axes, report["points"], key)
     _bars(figure.add_subplot(grid[1, :]), report["waterfall"])
+    figure.draw_without_rendering()  # fixes the layout that the labels are placed in
+    for axes, (_, key, _) in zip(panels, PLOTS, strict=True):
+        _label(axes, report["points"], key)
     figure.savefig(path, format="png")
 
 
@@ -288,10 +291,13 @@ def _scatter(axes: Axes, records: Mapping[str, Any], key: str) -> None:
     axes.margins(x=0.2, y=0.12)
     axes.grid(alpha=0.25)
     axes.legend(title="query encoder", fontsize=8, title_fontsize=8, loc="lower right")
-    place = [(COST[key](one), one[PRIMARY]) for one in records.values()]
+
+
+def _label(axes: Axes, records: Mapping[str, Any], key: str) -> None:
+    encoders = list(dict.fromkeys(one["query_encoder"] for one in records.values()))
     colours = [f"C{encoders.index(one['query_encoder'])}" for one in records.values()]
-    axes.figure.draw_without_rendering()  # the layout decides where points are
-    place_labels(axes, [(name, *at, colour) for name, at, colour in zip(records, place, colours, strict=True)], [])
+    at = [(COST[key](one), one[PRIMARY]) for one in records.values()]
+    place_labels(axes, [(name, *xy, colour) for name, xy, colour in zip(records, at, colours, strict=True)], [])
 
 
 def _bars(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:

@@ -80,7 +80,7 @@ def frontier(workspace: Workspace) -> dict[str, Any]:
         )
         found.append(_measured(workspace, point, encoder, made))
     by_name = {point.system.name: point.system.quality[PRIMARY] for point in found}
-    falls = [teacher, *((name, by_name[name]) for name in steps)]
+    falls = [(f"teacher {teacher[0]}", teacher[1]), *((name, by_name[name]) for name in steps)]
     facts = {"recipe": workspace.path.name, "student": workspace.recipe.student.kind, "repeats": settings.repeats}
     split = workspace.recipe.data.test
     return write_frontier(
