@@ -257,7 +257,7 @@ def _power(pairs: Sequence[Pair], queries: int, level: float) -> list[str]:
         if pair.adjusted_p >= level and pair.detectable is not None and abs(pair.difference) < pair.detectable:
             notes.append(
                 f"{pair.first}, {pair.second}: no difference is shown ({pair.difference:+.3f}); {queries:,} queries "
-                f"that differ as these do show one of {pair.detectable:.3f} four times in five, smaller ones less often."
+                f"that differ as these do show one of {pair.detectable:.3f} four times in five, smaller ones less."
             )
     return notes
 

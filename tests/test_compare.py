@@ -56,6 +56,20 @@ def test_who_beats_whom_is_what_the_corrected_tests_say() -> None:
     assert "same" not in beaten["a|b"]
 
 
+def test_a_difference_that_the_correction_takes_away_beats_nobody() -> None:
+    generator = np.random.default_rng(5)
+    base = generator.random(40)
+    values = {
+        "base": base,
+        "up": base + generator.normal(0.03, 0.09, 40),
+        "other": base + generator.normal(0, 0.09, 40),
+    }
+    found = compare(Measured(IDS[:40], {name: {"MAP": each} for name, each in values.items()}), "MAP", rounds=1000)
+    assert sum(pair["p"] < 0.05 for pair in found["pairs"]) == 2
+    assert min(pair["adjusted_p"] for pair in found["pairs"]) > 0.05
+    assert [record["beats"] for record in found["systems"].values()] == [[], [], []]
+
+
 def test_what_could_not_be_seen_is_said() -> None:
     (note,) = FOUND["power"]
     pair = next(one for one in FOUND["pairs"] if {one["first"], one["second"]} == {"a|b", "same"})

@@ -218,6 +218,7 @@ def test_what_is_finished_is_skipped(place: Path, out: Path, tmp_path: Path, mon
 def test_only_some_collections(place: Path, tmp_path: Path) -> None:
     report = run_suite(place / "mine.toml", tmp_path / "o", place / "store", only=["toy itself"])
     assert [one["collection"] for one in report["collections"]] == ["toy itself"]
+    assert "Not measured, though in the suite: toy." in (tmp_path / "o" / "report.md").read_text()
     with pytest.raises(InputError, match="no such collection; did you mean 'toy'"):
         run_suite(place / "mine.toml", tmp_path / "o", place / "store", only=["toi"])
 
