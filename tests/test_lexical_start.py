@@ -47,7 +47,7 @@ def test_attention_counts_as_bm25_does() -> None:
             own = 1 + 1 / counting_encoder.GAIN
             expected.append((share - counting_encoder.THRESHOLD) / (own - counting_encoder.THRESHOLD))
     found = logits_of(terms, texts, mean_length)
-    np.testing.assert_allclose(found[:, 5], expected, atol=0.06)
+    np.testing.assert_allclose(found[:, 5], expected, atol=0.09)
     assert np.corrcoef(found[:, 5], expected)[0, 1] > 0.99
     for row, ids in zip(found, texts, strict=True):
         assert set(torch.nonzero(row > 0.05)[:, 0].tolist()) <= set(ids)
