@@ -20,10 +20,10 @@ LAYERS = [
     {"types", "files", "extras", "recipe", "stages", "tables", "progress", "weights", "methods", "usage", "sample"}
     | {"__init__"},
     {"losses", "targets", "schedules", "metrics", "pseudo_queries", "relations", "regularizers", "checks", "gather"}
-    | {"prompts", "backward"},
+    | {"prompts", "backward", "fusion"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"engines", "first_token", "lora", "pair_head", "pooling", "token_vectors"}
-    | {"lexical_start", "query_table", "sparse_student", "sparse_towers", "vocabulary_head"}
+    | {"lexical_start", "query_table", "sparse_student", "sparse_towers", "vocabulary_head", "postings"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
     | {"diagnostics", "answers", "workers", "cluster", "pricing"},

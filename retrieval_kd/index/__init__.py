@@ -28,7 +28,7 @@ from retrieval_kd.types import Hits, InputError
 
 Vectors: TypeAlias = Any  # NDArray[np.float32] or scipy.sparse.csr_array, which has no types
 MANIFEST = "index.json"
-FORMAT = 2
+FORMAT = 3
 _IDS = "document_ids.json"
 
 

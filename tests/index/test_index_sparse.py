@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, random_array
+from scipy.sparse import csr_array, random_array, vstack
 
 from retrieval_kd.index import Index, build_index, open_index
 from retrieval_kd.tables import Component, kind_module
@@ -18,7 +18,7 @@ from retrieval_kd.types import Hits, InputError
 
 CASES = [
     ("impact", {}),
-    ("impact", {"block": 8}),
+    ("impact", {"window": 100}),
     ("impact", {"weights": "float32"}),
     ("lucene", {}),
     ("seismic", {}),
@@ -98,17 +98,17 @@ def test_empty_ones_and_more_results_than_documents(tmp_path: Path, name: str) -
 weights = st.sampled_from([0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 255.0])  # few values: ties
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 70).flatmap(lambda count: arrays(np.float32, (count, 4), elements=weights)),
     arrays(np.float32, (3, 4), elements=weights),
     st.integers(1, 80),
-    st.sampled_from([8, 32]),
+    st.sampled_from([1, 3, 16, 2**16]),
 )
 def test_impact_is_the_product_ties_by_row(
-    tmp_path: Path, documents: NDArray[np.float32], queries: NDArray[np.float32], k: int, block: int
+    tmp_path: Path, documents: NDArray[np.float32], queries: NDArray[np.float32], k: int, window: int
 ) -> None:
-    index = make(tmp_path / "index", "impact", csr_array(documents), block=block, weights="float32")
+    index = make(tmp_path / "index", "impact", csr_array(documents), window=window, weights="float32")
     hits = index.search(csr_array(queries), k)
     full = queries @ documents.T
     best = np.argsort(-full, axis=1, kind="stable")[:, :k]
@@ -119,12 +119,38 @@ def test_impact_is_the_product_ties_by_row(
 
 @pytest.mark.parametrize("k", [1, 10, 500])
 def test_impact_over_many_windows(tmp_path: Path, k: int) -> None:
-    """More documents than places of 16 bits hold, and queries of which few or most blocks matter."""
+    """More documents than places of 16 bits hold, and queries of few and of many terms."""
     documents = sparse(70_000, 200, 0.03, 3)
     index = make(tmp_path / "index", "impact", documents, threads=3)
+    one = make(tmp_path / "one", "impact", documents)
     for density in (0.01, 0.3):
         queries = sparse(8, 200, density, 4)
-        assert_product(index.search(queries, k), queries, kept(documents), k)
+        hits = index.search(queries, k)
+        assert_product(hits, queries, kept(documents), k)
+        np.testing.assert_array_equal(hits.rows, one.search(queries, k).rows)
+
+
+@pytest.mark.parametrize("weights", ["uint8", "float32"])
+@pytest.mark.parametrize("window", [100, 1024])
+def test_impact_leaves_out_what_cannot_win(tmp_path: Path, weights: str, window: int) -> None:
+    """Weights so uneven that windows are left out, terms are not added, and documents are looked up."""
+    documents, queries = sparse(6000, 400, 0.06, 0), sparse(40, 400, 0.03, 1)
+    documents.data **= 3
+    documents = csr_array(documents.multiply(np.repeat(np.linspace(3, 0.2, 60), 100)[:, None]).astype(np.float32))
+    index = make(tmp_path / "index", "impact", documents, weights=weights, window=window)
+    for k in (1, 10, 500):
+        assert_product(index.search(queries, k), queries, kept(documents, weights), k)
+
+
+def test_equal_documents_come_by_row_whatever_their_window(tmp_path: Path) -> None:
+    """A sum does not depend on the window: the same twenty documents, in ninety places each."""
+    documents = csr_array(vstack([sparse(20, 60, 0.25, 3)] * 90, format="csr"))
+    index = make(tmp_path / "index", "impact", documents, window=64, weights="float32")
+    hits = index.search(sparse(40, 60, 0.15, 4), 30)
+    found = hits.valid.all(axis=1)
+    assert found.sum() > 30
+    assert (np.diff(hits.rows[found], axis=1) == 20).all(), "the best document's first thirty places"
+    assert (hits.scores[found] == hits.scores[found, :1]).all()
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
