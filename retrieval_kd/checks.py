@@ -82,10 +82,26 @@ def check(recipe: Recipe) -> tuple[Needs, list[str]]:
                     f"{where}: by_place goes by the documents' places among a query's candidates, of which this stage "
                     "has none; leave it out."
                 )
+    _check_hybrid(recipe)
     if recipe.student.options.get("normalize") is True and (beyond := terms_beyond_cosine(recipe)):
         raise InputError(beyond[0])
     index_of(recipe)
     return read, warnings
+
+
+def _check_hybrid(recipe: Recipe) -> None:
+    """InputError for a hybrid of a student that does not search, or whose weight nothing tunes."""
+    hybrid = recipe.evaluation.hybrid
+    if hybrid is None:
+        return
+    if not kind_module("students", recipe.student.kind).SEARCHES:
+        raise InputError(
+            f"a {recipe.student.kind} student does not search, so it is in no hybrid; leave evaluation.hybrid out."
+        )
+    if hybrid.weight is None and recipe.data.train is None:
+        raise InputError(
+            "evaluation.hybrid tunes its weight on the train split; name one (data.train), or give hybrid.weight."
+        )
 
 
 def index_of(recipe: Recipe) -> Component | None:

@@ -165,11 +165,19 @@ class Live(Component):
     render: Annotated[Rendering, AfterValidator(_reads_one)] = Rendering()
 
 
+class Hybrid(Table):
+    """Another searcher, whose results are fused with the student's: student + weight * searcher."""
+
+    searcher: str  # a teacher or a candidate source that searches
+    weight: float | None = None  # absent: tuned on the judged queries of the train split
+
+
 class Evaluation(Table):
     """What the report holds besides the student: baselines, depth, metrics."""
 
     depth: Positive = 1000
     baseline: str | None = None  # the system the others are tested against; absent: the first
+    hybrid: Hybrid | None = None  # add the fusion of the student with another searcher
     fused: bool = True  # add the fused teachers, re-ranking the merged candidates
     latency_queries: Positive = 200
     shares: tuple[float, ...] = ()  # of the teachers in the fused row, where no term fuses them; none given: equal

@@ -250,3 +250,13 @@ def test_penalties_need_what_they_penalise() -> None:
     with pytest.raises(InputError, match=r"by_place goes by .* of which this stage has none"):
         needs(terms({**imitate, "side": "document"}, **placed), student=student)
     assert needs(terms(NCE, **placed), student=student).sources
+
+
+def test_a_hybrid_needs_a_student_that_searches_and_a_train_split_or_a_weight() -> None:
+    colbert = {"kind": "late_interaction", "model": "m"}
+    with pytest.raises(InputError, match="does not search, so it is in no hybrid"):
+        needs(terms(NCE), student=colbert, evaluation={"hybrid": {"searcher": "bm25"}})
+    bare = {"collection": "c", "train": None, "pseudo_queries": {}}
+    with pytest.raises(InputError, match=r"train split; name one \(data\.train\), or give hybrid\.weight"):
+        needs(terms(NCE), evaluation={"hybrid": {"searcher": "bm25"}}, data=bare)
+    needs(terms(NCE), evaluation={"hybrid": {"searcher": "bm25", "weight": 0.1}}, data=bare)

@@ -14,6 +14,7 @@ from retrieval_kd.encoder import Encoder
 from retrieval_kd.evaluate.cost import Latency, one_thread, query_latency
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.files import load_hits, read_json, save_hits, size_bytes
+from retrieval_kd.pipeline.hybrid import fuse_with_student
 from retrieval_kd.pipeline.steps import TABLE, load_runs, sparse_query_encoder, student_name
 from retrieval_kd.pipeline.workspace import Workspace
 from retrieval_kd.recipe import Rendering
@@ -32,11 +33,17 @@ def evaluate(workspace: Workspace) -> dict[str, Any]:
     """
     runs = load_runs(workspace)
     systems = [*_teacher_systems(workspace), *_student_systems(workspace, runs)]
+    fusion: dict[str, Any] = {}
+    if (hybrid := workspace.recipe.evaluation.hybrid) is not None:
+        name = next(iter(runs))
+        fused, fusion["hybrid"] = fuse_with_student(workspace, hybrid, runs[name])
+        systems.append(_system(workspace, f"{name} + {hybrid.searcher}", "hybrid", fused))
     baseline = workspace.recipe.evaluation.baseline or systems[0].name
     facts = {
         "recipe": workspace.path.name,
         "training_queries": len(workspace.train_queries),
         **_active_terms(workspace),
+        **fusion,
         "seconds": {name: _seconds(workspace.folder / name) for name in _made_stages(workspace)},
     }
     split = workspace.recipe.data.test

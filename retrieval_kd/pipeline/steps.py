@@ -328,6 +328,16 @@ def search(workspace: Workspace) -> None:
     workspace.make("runs", [*read_from, depth, read], work)
 
 
+def search_student(workspace: Workspace, texts: Sequence[str], k: int) -> Hits:
+    """The `k` best documents of each query by the student, in its first exported form, through its index."""
+    if workspace.sparse:
+        vectors = sparse_query_encoder(workspace)(texts)
+    else:
+        form = workspace.recipe.export.forms[0]
+        vectors = Encoder.load(workspace.folder / "served" / form, threads=2).encode(list(texts))
+    return open_index(workspace.folder / "index/index").search(vectors, k)
+
+
 def student_name(form: str) -> str:
     """What a form of the student is called in runs and reports."""
     return "student" if form == "fp32" else f"student-{form}"

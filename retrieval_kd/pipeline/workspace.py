@@ -25,7 +25,7 @@ from retrieval_kd.recipe import Rendering, RunFiles, Source, load_recipe
 from retrieval_kd.recipe import Teacher as TeacherTable
 from retrieval_kd.sparse_towers import load_sparse_towers
 from retrieval_kd.students import begin, begins, begun, load_student
-from retrieval_kd.tables import Component, kind_module, options, parse
+from retrieval_kd.tables import Component, did_you_mean, kind_module, options, parse
 from retrieval_kd.teachers import Embedder, Teacher, load_teacher, scored_as
 from retrieval_kd.towers import Towers, describe
 from retrieval_kd.types import ORIGINAL, Collection, InputError, Queries
@@ -81,6 +81,15 @@ class Workspace:
                 )
         if self.recipe.index is not None:
             options("index", self.recipe.index)
+        if (hybrid := self.recipe.evaluation.hybrid) is not None:
+            files = {name for name, source in self.named_sources.items() if source.kind == "run"}
+            searchers = [name for name in dict.fromkeys([*self.renders, *self.named_sources]) if name not in files]
+            if hybrid.searcher not in searchers:
+                hint = did_you_mean(hybrid.searcher, searchers) or "."
+                raise InputError(
+                    f"evaluation.hybrid.searcher is {hybrid.searcher!r}, which is no teacher and no candidate source "
+                    f"that searches here; there are: {', '.join(searchers)}{hint}"
+                )
         if not dry:
             write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
 
