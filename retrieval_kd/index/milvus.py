@@ -52,7 +52,8 @@ def write(vectors: Vectors, folder: Path, options: Options, document_ids: Sequen
             if entries:
                 client.insert(options.collection, entries)
         client.flush(options.collection)
-        client.load_collection(options.collection)  # Milvus Lite refuses an index that it does not know only here
+        client.release_collection(options.collection)  # loaded when it was made, empty
+        client.load_collection(options.collection)  # Milvus Lite builds the index here, or refuses it
     except MilvusException as error:
         raise InputError(f"index: Milvus cannot build this ({error.message}).") from None
     finally:

@@ -84,9 +84,10 @@ class Workspace:
             files = {name for name, source in self.named_sources.items() if source.kind == "run"}
             searchers = [name for name in dict.fromkeys([*self.renders, *self.named_sources]) if name not in files]
             if hybrid.searcher not in searchers:
+                hint = did_you_mean(hybrid.searcher, searchers) or "."
                 raise InputError(
                     f"evaluation.hybrid.searcher is {hybrid.searcher!r}, which is no teacher and no candidate source "
-                    f"that searches here; there are: {', '.join(searchers)}{did_you_mean(hybrid.searcher, searchers) or '.'}"
+                    f"that searches here; there are: {', '.join(searchers)}{hint}"
                 )
         if not dry:
             write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))

@@ -98,7 +98,7 @@ def test_empty_ones_and_more_results_than_documents(tmp_path: Path, name: str) -
 weights = st.sampled_from([0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 255.0])  # few values: ties
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 70).flatmap(lambda count: arrays(np.float32, (count, 4), elements=weights)),
     arrays(np.float32, (3, 4), elements=weights),
