@@ -7,7 +7,6 @@ query too, so that their product is a sum of weights that each term of a query h
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.base.modules import Transformer
 from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from retrieval_kd.counting_encoder import MEANING, Terms, make_counting_model
 from retrieval_kd.progress import progress

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from retrieval_kd.files import read_json, write_json
 from retrieval_kd.types import InputError
 
-FORMAT = 1
+FORMAT = 2
 TOKENIZER, WEIGHTS, MANIFEST = "tokenizer.json", "weights.npy", "table.json"
 
 
@@ -61,12 +61,19 @@ class QueryTable:
 
 
 def save_table(
-    folder: Path, tokenizer: Tokenizer, max_length: int, weights: NDArray[np.float32], identity: Mapping[str, Any]
+    folder: Path,
+    tokenizer: Tokenizer,
+    max_length: int,
+    weights: NDArray[np.float32],
+    identity: Mapping[str, Any],
+    document_identity: Mapping[str, Any],
 ) -> None:
-    """Write a table into an existing folder; `identity` describes the tower that it is."""
+    """Write a table into an existing folder; the identities describe the tower that it is, and the documents'."""
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     tokenizer.save(str(folder / TOKENIZER))
     np.save(folder / WEIGHTS, weights)
-    write_json(folder / MANIFEST, {"format": FORMAT, "max_length": max_length, "identity": identity})
+    towers = {"identity": identity, "document_identity": document_identity}
+    facts = {"format": FORMAT, "max_length": max_length, "dimension": len(weights)}
+    write_json(folder / MANIFEST, {**facts, **towers})

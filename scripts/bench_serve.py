@@ -50,7 +50,8 @@ def main() -> None:
             figures["latency"] = _latency(systems, queries, arguments.rounds)
         if arguments.load:
             named = [model for model in models if arguments.load in (model.name, _label(model))]
-            figures["load"] = _loads(named[0] if named else load_model(arguments.load, arguments.form), queries, arguments)
+            loaded = named[0] if named else load_model(arguments.load, arguments.form)
+            figures["load"] = _loads(loaded, queries, arguments)
     print(json.dumps(figures))
 
 

@@ -55,7 +55,7 @@ def sparse_run(folder: Path, exported: Path) -> Path:
     table.mkdir(parents=True)
     tokenizer = Tokenizer.from_file(str(exported / "fp32" / "tokenizer.json"))
     weights = np.linspace(0.5, 2, tokenizer.get_vocab_size()).astype(np.float32)
-    save_table(table, tokenizer, 8, weights, {"student": "free"})
+    save_table(table, tokenizer, 8, weights, {"student": "free"}, {"student": "free"})
     vectors = csr_array(QueryTable.load(table).encode(TEXTS))
     kind = Component(kind="impact", weights="float32")
     build_index(kind, vectors, folder / "index/index", document_ids=list(DOCUMENTS), identity={"student": "free"})

@@ -434,8 +434,8 @@ def test_hybrids_that_cannot_be(place: Path, report: dict[str, object]) -> None:
     with pytest.raises(InputError, match=r"there are: bm25, teacher, .*; did you mean 'bm25'"):
         workspace(place, "tiny", 'evaluation.hybrid={ searcher = "bm26" }')
     (place / "toy/qrels/unjudged.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t0\n")
-    shutil.copytree(place / "work/tiny", place / "work/nothing-to-tune-on")
+    shutil.copytree(place / "work/tiny", place / "work/nothing-judged")
     overrides = ['evaluation.hybrid={ searcher = "bm25" }', 'data.train="unjudged"']
-    made = Workspace(place / "tiny.toml", place / "work/nothing-to-tune-on", overrides=overrides)
+    made = Workspace(place / "tiny.toml", place / "work/nothing-judged", overrides=overrides)
     with pytest.raises(InputError, match=r"judgements of the train split, which has none; give .*hybrid\.weight"):
         pipeline.evaluate(made)

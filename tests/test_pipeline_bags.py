@@ -127,11 +127,11 @@ def test_it_is_served_without_torch(place: Path) -> None:
 import sys, pathlib
 sys.modules["torch"] = None
 from retrieval_kd.encoder import Encoder
-from retrieval_kd.server import create_app
+from retrieval_kd.server import create_app, load_model
 from retrieval_kd.index import open_index
 folder = pathlib.Path({str(workspace.folder)!r})
 encoder = Encoder.load(folder / "served/fp32")
-create_app(encoder, open_index(folder / "index/index"), "tiny")
+create_app([load_model(str(folder))])
 vectors = encoder.encode([{workspace.test_queries.texts[0]!r}])
 print(open_index(folder / "index/index").search(vectors, 3).rows[0].tolist())
 """

@@ -15,8 +15,8 @@ from retrieval_kd.files import read_json, size_bytes
 from retrieval_kd.index import open_index
 from retrieval_kd.pipeline import Workspace
 from retrieval_kd.pipeline import preflight as module
+from retrieval_kd.pipeline.documents import corpus_form
 from retrieval_kd.pipeline.preflight import preflight
-from retrieval_kd.pipeline.steps import corpus_form
 from retrieval_kd.types import InputError
 
 
@@ -57,7 +57,7 @@ def test_shards_are_encoded_once_and_give_the_same_index(recipe: Path) -> None:
 
 def test_a_large_collection_is_kept_in_shards(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert corpus_form(workspace(recipe)) is None
-    monkeypatch.setattr("retrieval_kd.pipeline.steps.LARGE", 19)
+    monkeypatch.setattr("retrieval_kd.pipeline.documents.LARGE", 19)
     assert corpus_form(workspace(recipe)) == "fp16"
     assert corpus_form(workspace(recipe, "corpus.vectors=store")) is None
 
@@ -98,7 +98,7 @@ def test_the_command(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_small_disk_is_told_before_anything_is_encoded(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus_vectors, "disk_free", lambda _: 1000)
     made = workspace(recipe, "corpus.vectors=fp32", "corpus.shard=5")
-    monkeypatch.setattr("retrieval_kd.pipeline.steps.encode_corpus", lambda *_, **__: pytest.fail("encoded"))
+    monkeypatch.setattr("retrieval_kd.pipeline.documents.encode_corpus", lambda *_, **__: pytest.fail("encoded"))
     with pytest.raises(InputError, match="the vectors of 20 documents take"):
         pipeline.index(made)
 

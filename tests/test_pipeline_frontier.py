@@ -154,7 +154,7 @@ def test_a_sparse_student_has_a_frontier_too(tmp_path: Path) -> None:
     report = frontier(asked)
     systems = read_json(made.folder / "report/report.json")["systems"]
     assert report["points"]["small"]["nDCG@10"] == pytest.approx(systems["student"]["nDCG@10"])
-    assert report["points"]["small"]["query_encoder"] == "torch"
+    assert report["points"]["small"]["query_encoder"] == "onnx fp32"
     assert [step["name"] for step in report["waterfall"]] == ["teacher bm25"]
     defaults, steps = points_of(made)
     assert {"impact-float", "impact"} <= {point.name for point in defaults}

@@ -19,7 +19,7 @@ from retrieval_kd.tables import Component, kind_module, kinds, options, parse
 from retrieval_kd.types import InputError
 
 PACKAGE = Path(retrieval_kd.__file__).parent
-SHIPPED = sorted([*PACKAGE.glob("*.toml"), *(PACKAGE.parent / "scripts" / "recipes").rglob("*.toml")])
+SHIPPED = sorted([PACKAGE / "demo.toml", *(PACKAGE.parent / "scripts" / "recipes").rglob("*.toml")])
 
 GOOD = """
 [data]

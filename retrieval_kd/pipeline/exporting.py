@@ -53,6 +53,7 @@ def open_served(workspace: Workspace, threads: int) -> list[Served]:
     folder, indexes = workspace.folder / "served", workspace.folder / "index"
     if (folder / TABLE).is_dir():
         table = QueryTable.load(folder / TABLE)
+        check_index(table.manifest, read_manifest(indexes / "index"))
         return [Served("student", table.encode, folder / TABLE, indexes / "index", "table", len(table.weights))]
     served = []
     for form in forms_of(workspace):

@@ -22,6 +22,7 @@ from retrieval_kd.pipeline.documents import VECTORS, corpus_form, document_vecto
 from retrieval_kd.pipeline.exporting import TABLE, build_indexes, cuts_of, export_forms, open_served
 from retrieval_kd.pipeline.workspace import Split, Workspace
 from retrieval_kd.progress import progress
+from retrieval_kd.query_table import FORMAT as TABLE_FORMAT
 from retrieval_kd.query_table import QueryTable, save_table
 from retrieval_kd.scoring import fill_scores, rerank, retrieve
 from retrieval_kd.sparse_towers import encode_sparse
@@ -225,7 +226,8 @@ def _export_table(workspace: Workspace) -> None:
         weights = tower.weight.detach().numpy()
         (folder / TABLE).mkdir()
         tokenizer: Any = tower.tokenizer
-        save_table(folder / TABLE, tokenizer.backend_tokenizer, tower.max_seq_length, weights, identity["query"])
+        fast, length = tokenizer.backend_tokenizer, tower.max_seq_length
+        save_table(folder / TABLE, fast, length, weights, identity["query"], identity["document"])
         texts = list(workspace.query_texts("test", workspace.recipe.student.render)[:64])
         difference = QueryTable.load(folder / TABLE).encode(texts) - encode_sparse(towers, texts, "query", "fp32")
         if difference.nnz and abs(difference).max() > workspace.recipe.export.vector_tolerance:
@@ -235,7 +237,7 @@ def _export_table(workspace: Workspace) -> None:
         return {"parameters": len(weights)}
 
     read = workspace.fingerprint_texts("test", renders=[workspace.recipe.student.render])
-    workspace.make("served", [identity, workspace.recipe.export.vector_tolerance, read], work)
+    workspace.make("served", [identity, workspace.recipe.export.vector_tolerance, read, TABLE_FORMAT], work)
 
 
 def search(workspace: Workspace) -> None:

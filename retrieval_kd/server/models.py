@@ -42,7 +42,7 @@ class Model:
     def __post_init__(self) -> None:
         self.manifest = getattr(self.encoder, "manifest", {})
         if self.index is not None:
-            _check_index(self.name, self.manifest, self.dimension, self.index)
+            _check_index(self.name, self.manifest, self.index)
             self.document_ids = self.index.document_ids
         assert self.texts is None or len(self.texts) == len(self.document_ids), "one text a row"
 
@@ -212,11 +212,9 @@ def _texts_in_order(path: Path, document_ids: Sequence[str]) -> list[str]:
     return [texts[document_id] for document_id in document_ids]
 
 
-def _check_index(name: str, manifest: dict[str, Any], dimension: int, index: Index) -> None:
+def _check_index(name: str, manifest: dict[str, Any], index: Index) -> None:
     """Refuse an index whose vectors another document tower made."""
-    # The table of an inference-free student does not say which document tower it belongs to.
-    encoder = {"document_identity": index.manifest["identity"], **manifest, "dimension": dimension}
     try:
-        check_index(encoder, index.manifest)
+        check_index(manifest, index.manifest)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
