@@ -96,7 +96,7 @@ class Service:
     async def search(
         self, request: Request, model: Model, queries: Sequence[str], k: int
     ) -> tuple[list[tuple[NDArray[np.int32], NDArray[np.float32]]], dict[str, float]]:
-        """(rows, scores) of the best documents of each query, and the milliseconds of encoding and search, with waits."""
+        """(rows, scores) of the best documents of each query, and the milliseconds of encoding and of search."""
         start = perf_counter()
         asked: Sequence[Any] = queries
         if model.vectors != "none":
