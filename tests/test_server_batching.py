@@ -63,9 +63,9 @@ def test_what_waits_is_encoded_together() -> None:
     queue = batcher(recorder)
 
     async def run() -> None:
-        first = asyncio.create_task(queue.encode(["x"], [1]))
+        first = asyncio.create_task(queue.do(["x"], [1]))
         await settle(lambda: bool(recorder.batches))
-        others = [asyncio.create_task(queue.encode([text, text + "!"], [1, 1])) for text in ("ab", "abc", "abcd")]
+        others = [asyncio.create_task(queue.do([text, text + "!"], [1, 1])) for text in ("ab", "abc", "abcd")]
         answers = await asyncio.gather(first, *others)
         assert [[row[0] for row in answer] for answer in answers] == [[1], [2, 3], [3, 4], [4, 5]]
 
@@ -79,10 +79,10 @@ def test_a_batch_has_its_texts_and_tokens() -> None:
     queue = batcher(recorder, Batching(texts=3, tokens=10))
 
     async def run() -> None:
-        first = asyncio.create_task(queue.encode(["x"], [99]))  # one text is a batch, however long
+        first = asyncio.create_task(queue.do(["x"], [99]))  # one text is a batch, however long
         await settle(lambda: bool(recorder.batches))
         tokens = {"a": 4, "b": 6, "c": 1, "d": 1, "e": 1, "f": 1}
-        await asyncio.gather(first, *(queue.encode([text], [count]) for text, count in tokens.items()))
+        await asyncio.gather(first, *(queue.do([text], [count]) for text, count in tokens.items()))
 
     asyncio.run(run())
     assert recorder.batches == [["x"], ["a", "b"], ["c", "d", "e"], ["f"]]
@@ -93,9 +93,9 @@ def test_a_long_request_does_not_hold_up_a_short_one() -> None:
     queue = batcher(recorder, Batching(texts=4))
 
     async def run() -> None:
-        long = asyncio.create_task(queue.encode(["long"] * 40, [1] * 40))
+        long = asyncio.create_task(queue.do(["long"] * 40, [1] * 40))
         await settle(lambda: bool(recorder.batches))
-        await queue.encode(["short"], [1])
+        await queue.do(["short"], [1])
         assert not long.done()
         assert len(await long) == 40
 
@@ -109,16 +109,16 @@ def test_under_load_a_batch_waits_for_company_but_a_lone_request_does_not() -> N
 
     async def run() -> None:
         start = time.perf_counter()
-        await queue.encode(["alone"], [1])
+        await queue.do(["alone"], [1])
         assert time.perf_counter() - start < 0.25
-        await asyncio.gather(queue.encode(["a"], [1]), queue.encode(["b"], [1]))
-        waiting = asyncio.create_task(queue.encode(["c"], [1]))
+        await asyncio.gather(queue.do(["a"], [1]), queue.do(["b"], [1]))
+        waiting = asyncio.create_task(queue.do(["c"], [1]))
         await asyncio.sleep(0.02)
         assert len(recorder.batches) == 2  # it waits
         start = time.perf_counter()
-        await asyncio.gather(queue.encode(["d"], [1]), queue.encode(["e"], [1]), waiting)
+        await asyncio.gather(queue.do(["d"], [1]), queue.do(["e"], [1]), waiting)
         assert time.perf_counter() - start < 0.25  # the batch was full
-        await queue.encode(["last"], [1])
+        await queue.do(["last"], [1])
         assert 0.45 < time.perf_counter() - start < 0.9  # nobody came: the bound
 
     asyncio.run(run())
@@ -130,7 +130,7 @@ def test_workers_encode_at_once() -> None:
     queue = batcher(recorder, Batching(texts=1, workers=2))
 
     async def run() -> None:
-        answers = await asyncio.gather(*(queue.encode(["a" * size], [1]) for size in range(1, 7)))
+        answers = await asyncio.gather(*(queue.do(["a" * size], [1]) for size in range(1, 7)))
         assert [answer[0][0] for answer in answers] == [1, 2, 3, 4, 5, 6]
 
     asyncio.run(run())
@@ -142,15 +142,15 @@ def test_a_full_queue_refuses() -> None:
     queue = batcher(recorder, Batching(texts=1), limit=3)
 
     async def run() -> None:
-        tasks = [asyncio.create_task(queue.encode(["x"], [1]))]
+        tasks = [asyncio.create_task(queue.do(["x"], [1]))]
         await settle(lambda: bool(recorder.batches))
-        tasks += [asyncio.create_task(queue.encode(["x"], [1])) for _ in range(3)]
+        tasks += [asyncio.create_task(queue.do(["x"], [1])) for _ in range(3)]
         await settle(lambda: queue.waiting == 3)
         with pytest.raises(Refusal) as refused:
-            await queue.encode(["y"], [1])
+            await queue.do(["y"], [1])
         assert refused.value.status == 429
         await asyncio.gather(*tasks)
-        assert len(await queue.encode(["y"] * 5, [1] * 5)) == 5  # into an empty queue, whatever its length
+        assert len(await queue.do(["y"] * 5, [1] * 5)) == 5  # into an empty queue, whatever its length
 
     asyncio.run(run())
 
@@ -160,12 +160,10 @@ def test_a_fault_is_told_to_its_own_batch_alone() -> None:
     queue = batcher(recorder, Batching(texts=2))
 
     async def run() -> None:
-        first = asyncio.create_task(queue.encode(["x"], [1]))
+        first = asyncio.create_task(queue.do(["x"], [1]))
         await settle(lambda: bool(recorder.batches))
         texts = [["fault", "rest", "rest"], ["neighbour"], ["fine"]]
-        results = await asyncio.gather(
-            first, *(queue.encode(some, ones(some)) for some in texts), return_exceptions=True
-        )
+        results = await asyncio.gather(first, *(queue.do(some, ones(some)) for some in texts), return_exceptions=True)
         assert [type(result) for result in results] == [list, ZeroDivisionError, ZeroDivisionError, list]
 
     asyncio.run(run())
@@ -178,10 +176,10 @@ def test_who_goes_away_is_not_encoded() -> None:
     queue = batcher(recorder, Batching(texts=2))
 
     async def run() -> None:
-        first = asyncio.create_task(queue.encode(["x"], [1]))
+        first = asyncio.create_task(queue.do(["x"], [1]))
         await settle(lambda: bool(recorder.batches))
-        gone = asyncio.create_task(queue.encode(["gone"] * 3, [1] * 3))
-        stays = asyncio.create_task(queue.encode(["stays"], [1]))
+        gone = asyncio.create_task(queue.do(["gone"] * 3, [1] * 3))
+        stays = asyncio.create_task(queue.do(["stays"], [1]))
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.gather(first, stays)
@@ -202,7 +200,7 @@ def test_no_answer_is_lost_or_swapped(batching: Batching) -> None:
         answered = 0
         for _ in range(20):
             texts = ["a" * int(size) for size in rng.integers(1, 50, size=rng.integers(1, 6))]
-            task = asyncio.create_task(queue.encode(texts, list(map(len, texts))))
+            task = asyncio.create_task(queue.do(texts, list(map(len, texts))))
             if rng.random() < 0.1:
                 await asyncio.sleep(0.001)
                 task.cancel()

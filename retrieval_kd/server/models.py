@@ -111,12 +111,21 @@ class Model:
         terms, weights = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         return scipy.sparse.csr_array((weights, terms, starts), shape=(len(found), self.dimension))
 
-    def search(self, queries: Any, k: int) -> Hits:
-        """The best documents of queries: vectors of this model's encoder, or texts where it has none."""
-        if self.index is not None:
-            return self.index.search(queries, k)
-        hits: Hits = self.encoder.retrieve(queries, k)
-        return hits
+    def search(self, rows: Sequence[Any], k: int) -> Hits:
+        """The best documents of queries, given as its encoder makes them (vectors, or terms); of BM25, as texts."""
+        if self.index is None:
+            hits: Hits = self.encoder.retrieve(rows, k)
+            return hits
+        return self.index.search(self.from_terms(rows) if self.vectors == "sparse" else np.stack(rows), k)
+
+    def search_together(self, asked: Sequence[tuple[Any, int]]) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        """(rows, scores) of the best documents of each (query, k); those of one k are one search."""
+        found: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = {}
+        for k in {k for _, k in asked}:
+            places = [place for place, (_, own) in enumerate(asked) if own == k]
+            hits = self.search([asked[place][0] for place in places], k)
+            found |= zip(places, zip(hits.rows, hits.scores, strict=True), strict=True)
+        return [found[place] for place in range(len(asked))]
 
     def describe(self) -> dict[str, Any]:
         """What is served under this name."""
@@ -151,7 +160,8 @@ def load_model(folder: str, form: str | None = None, threads: int = 1) -> Model:
     texts = None if index is None else _texts_in_order(path / "index" / "documents.jsonl", index.document_ids)
     model = Model(name or path.resolve().name, encoder, tokenizer, index, texts=texts)
     if index is not None:
-        model.search(model.encoder.encode(["first"]), 1)  # numba compiles, files are mapped: not at a client's cost
+        rows = model.terms(["first"]) if model.vectors == "sparse" else model.encoder.encode(["first"])
+        model.search(rows, 1)  # numba compiles, files are mapped: not at a client's cost
     return model
 
 

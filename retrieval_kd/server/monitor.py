@@ -28,10 +28,18 @@ class Monitor:
             "rkd_request_seconds", "From request to answer.", ["route"], buckets=_SECONDS, registry=self._registry
         )
         self._texts = Histogram(
-            "rkd_batch_texts", "Texts encoded together.", ["model"], buckets=_SIZES, registry=self._registry
+            "rkd_batch_texts",
+            "Texts encoded or searched together.",
+            ["model", "stage"],
+            buckets=_SIZES,
+            registry=self._registry,
         )
-        self._encode = Histogram(
-            "rkd_batch_seconds", "Time to encode a batch.", ["model"], buckets=_SECONDS, registry=self._registry
+        self._batch = Histogram(
+            "rkd_batch_seconds",
+            "Time that a batch takes.",
+            ["model", "stage"],
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self._tokens = Counter("rkd_tokens", "Tokens encoded.", ["model"], registry=self._registry)
         self._waiting = Gauge("rkd_waiting_texts", "Texts that wait for a batch.", ["model"], registry=self._registry)
@@ -42,11 +50,12 @@ class Monitor:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def batch(self, model: str, texts: int, tokens: int, seconds: float) -> None:
-        """Count a batch that an encoder has finished."""
-        self._texts.labels(model).observe(texts)
-        self._encode.labels(model).observe(seconds)
-        self._tokens.labels(model).inc(tokens)
+    def batch(self, model: str, stage: str, texts: int, tokens: int, seconds: float) -> None:
+        """Count a batch that is finished; the stage is "encode" or "search"."""
+        self._texts.labels(model, stage).observe(texts)
+        self._batch.labels(model, stage).observe(seconds)
+        if stage == "encode":
+            self._tokens.labels(model).inc(tokens)
 
     def expose(self, waiting: Mapping[str, int]) -> bytes:
         """All metrics as Prometheus reads them; `waiting` are the texts in each model's queue now."""

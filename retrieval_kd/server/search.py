@@ -36,13 +36,14 @@ def add_routes(app: FastAPI, service: Service) -> None:
         if body.query is not None and not isinstance(body.query, str):
             raise Refusal(422, "'query' must be a text.", "query")
         given, param = (body.queries, "queries") if body.query is None else (body.query, "query")
-        hits, milliseconds = await service.search(request, model, check_texts(given, service.limits, param), body.k)
+        found, milliseconds = await service.search(request, model, check_texts(given, service.limits, param), body.k)
         results = [
-            [_result(model, int(row), float(score), rank) for rank, (row, score) in found if row >= 0]
-            for found in (
-                enumerate(zip(rows, scores, strict=True), start=1)
-                for rows, scores in zip(hits.rows, hits.scores, strict=True)
-            )
+            [
+                _result(model, int(row), float(score), rank)
+                for rank, (row, score) in enumerate(zip(rows, scores, strict=True), start=1)
+                if row >= 0
+            ]
+            for rows, scores in found
         ]
         return JSONResponse({"model": model.name, "results": results, **milliseconds})
 

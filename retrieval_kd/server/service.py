@@ -11,19 +11,20 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from fastapi import Request
+from numpy.typing import NDArray
 
 from retrieval_kd.server.batching import Batcher, Batching
 from retrieval_kd.server.errors import Limits, Refusal, names
 from retrieval_kd.server.models import Model
 from retrieval_kd.server.monitor import Monitor
-from retrieval_kd.types import Hits, InputError
+from retrieval_kd.types import InputError
 
 Answer = TypeVar("Answer")
 _INLINE = 2000  # characters that are tokenised at once: faster than asking another thread
 
 
 class Service:
-    """Models by name. Encoders run in threads of their own, so that a search never waits for a batch."""
+    """Models by name. Encoders run in threads of their own, so that no search waits for one."""
 
     def __init__(self, models: Sequence[Model], limits: Limits, batching: Batching, monitor: Monitor) -> None:
         if not models:
@@ -34,12 +35,18 @@ class Service:
         self.limits, self.batching, self.monitor = limits, batching, monitor
         encoding = ThreadPoolExecutor(batching.workers, "encode")
         self._pool = ThreadPoolExecutor(max(2, batching.workers), "search")
-        self._batchers: dict[str, Batcher[Any]] = {}
+        self._encoders: dict[str, Batcher[str, Any]] = {}
+        self._searchers: dict[str, Batcher[tuple[Any, int], Any]] = {}
         for model in models:
             if model.vectors != "none" and not model.looks_up:
                 encode = model.terms if model.vectors == "sparse" else model.encoder.encode
-                observe = partial(monitor.batch, model.name)
-                self._batchers[model.name] = Batcher(encode, encoding, batching, limits.waiting_texts, observe)
+                observe = partial(monitor.batch, model.name, "encode")
+                self._encoders[model.name] = Batcher(encode, encoding, batching, limits.waiting_texts, observe)
+            if model.searchable:
+                observe = partial(monitor.batch, model.name, "search")
+                self._searchers[model.name] = Batcher(
+                    model.search_together, self._pool, batching, limits.waiting_texts, observe
+                )
 
     def find(self, name: str) -> Model:
         """The model of this name; Refusal 404 if there is none."""
@@ -81,28 +88,27 @@ class Service:
         tokens = [min(length, most) for length in lengths]
         request.scope["facts"] |= {"model": model.name, "texts": len(texts), "tokens": sum(tokens)}
         if not model.looks_up:
-            return await self._batchers[model.name].encode(texts, tokens), sum(tokens)
+            return await self._encoders[model.name].do(texts, tokens), sum(tokens)
         if sum(map(len, texts)) <= _INLINE:
             return model.terms(texts), sum(tokens)
         return await self._apart(lambda: model.terms(texts)), sum(tokens)
 
     async def search(
         self, request: Request, model: Model, queries: Sequence[str], k: int
-    ) -> tuple[Hits, dict[str, float]]:
-        """The best documents of each query, and the milliseconds that encoding (with the wait) and search took."""
+    ) -> tuple[list[tuple[NDArray[np.int32], NDArray[np.float32]]], dict[str, float]]:
+        """(rows, scores) of the best documents of each query, and the milliseconds of encoding and of search."""
         start = perf_counter()
-        asked: Any = queries
+        asked: Sequence[Any] = queries
         if model.vectors != "none":
-            rows, _ = await self.encode(request, model, queries)
-            asked = model.from_terms(rows) if model.vectors == "sparse" else np.stack(rows)
+            asked, _ = await self.encode(request, model, queries)
         request.scope["facts"] |= {"model": model.name, "texts": len(queries)}
         encoded = perf_counter()
-        hits = await self._apart(lambda: model.search(asked, k))
-        return hits, {"encode_ms": (encoded - start) * 1e3, "search_ms": (perf_counter() - encoded) * 1e3}
+        found = await self._searchers[model.name].do([(row, k) for row in asked], [1] * len(asked))
+        return found, {"encode_ms": (encoded - start) * 1e3, "search_ms": (perf_counter() - encoded) * 1e3}
 
     def waiting(self) -> dict[str, int]:
         """The texts that wait for each encoder."""
-        return {name: batcher.waiting for name, batcher in self._batchers.items()}
+        return {name: batcher.waiting for name, batcher in self._encoders.items()}
 
     async def _apart(self, work: Callable[[], Answer]) -> Answer:
         """Do the work in another thread."""
