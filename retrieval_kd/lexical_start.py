@@ -31,8 +31,8 @@ Array = NDArray[np.float32]
 SAMPLE = 20_000  # documents that are looked at
 SENTENCES = PseudoQueries(per_document=2, maximum_words=30)  # of theirs, which stand for queries
 COMMON = 0.2  # share of the documents beyond which a term says nothing, and is not active
-COSINE = 30.0  # units of BM25 (saturation times inverse document frequency) that a cosine of 1 counts for
-RIDGE_DOCUMENT, RIDGE_QUERY = 1e-3, 3.0
+COSINE = 60.0  # units of BM25 (saturation times inverse document frequency) that a cosine of 1 counts for
+RIDGE_DOCUMENT, RIDGE_QUERY = 1e-2, 3.0
 ITERATIONS = 30
 
 
@@ -56,10 +56,10 @@ def make_lexical_model(
     active = np.bincount(counts.indices, minlength=len(tokenizer)) <= COMMON * len(texts)
     active[tokenizer.all_special_ids] = False
     weights = np.where(active, 1.0 if sides == 1 else np.sqrt(frequency), 0.0).astype(np.float32)
-    entries, directions = np.zeros((2, len(tokenizer), MEANING), np.float32)
+    entries = directions = np.zeros((len(tokenizer), MEANING), np.float32)
     if sides == 1:
-        entries, directions = _meanings(source, tokenizer, texts, counts)
-        directions = COSINE * directions / np.maximum(frequency, 1.0)[:, None]
+        entries, directions = _meanings(source, tokenizer, texts, counts, frequency)
+        directions = (COSINE * directions / np.maximum(frequency, 1.0)[:, None]).astype(np.float32)
     around = tokenizer("")["input_ids"]
     mean_length = max(1.0, float(counts.sum() / len(texts)))
     logits = np.expm1(np.expm1(weights)) if double else np.expm1(weights)
@@ -90,7 +90,7 @@ def count_terms(tokenizer: Any, texts: Sequence[str], length: int | None = None)
     return counts
 
 
-def inverse_frequencies(token_ids: Iterable[Sequence[int]], size: int) -> Array:
+def inverse_frequencies(token_ids: Iterable[Sequence[int] | NDArray[Any]], size: int) -> Array:
     """log(1 + (N - n + 0.5) / (n + 0.5)) of each of `size` terms: N texts, n of them with the term.
 
     Source: Robertson and Zaragoza 2009 in Lucene's form, which is not negative.
@@ -102,8 +102,8 @@ def inverse_frequencies(token_ids: Iterable[Sequence[int]], size: int) -> Array:
     return np.log1p((texts - counts + 0.5) / (counts + 0.5)).astype(np.float32)
 
 
-def _meanings(source: Path, tokenizer: Any, texts: Sequence[str], counts: Any) -> tuple[Array, Array]:
-    """Entries whose mean over a document's tokens is near its vector, and directions whose sum over a sentence's terms is.
+def _meanings(source: Path, tokenizer: Any, texts: Sequence[str], counts: Any, frequency: Array) -> tuple[Array, Array]:
+    """Entries whose mean over a document's tokens is near its vector, and directions that sum to a sentence's.
 
     Both (V, MEANING), in the principal components of the documents' vectors, from whose mean document vectors count.
     """
@@ -112,8 +112,9 @@ def _meanings(source: Path, tokenizer: Any, texts: Sequence[str], counts: Any) -
     documents, queries = (_embed(towers, some) for some in (texts, sentences))
     mean = documents.mean(0)
     components = np.linalg.svd(documents - mean, full_matrices=False)[2][:MEANING].T  # (D, at most MEANING)
-    shares = counts.multiply(1 / np.maximum(counts.sum(1), 1.0)[:, None]).tocsr()
-    entries = ridge(shares, (documents - mean) @ components, RIDGE_DOCUMENT)
+    shares = counts.multiply(1 / np.maximum(counts.sum(1), 1.0)[:, None])
+    weighed = shares.multiply(frequency[None]).tocsr()  # rare terms may say more
+    entries = frequency[:, None] * ridge(weighed, (documents - mean) @ components, RIDGE_DOCUMENT)
     present = count_terms(tokenizer, sentences).sign()
     directions = ridge(present, queries @ components, RIDGE_QUERY)
     wide = ((0, 0), (0, MEANING - components.shape[1]))
@@ -129,7 +130,7 @@ def _embed(towers: Towers, texts: Sequence[str]) -> Array:
             found.append(embed(towers, part, "document", "fp32"))
             advance(len(part))
     vectors = np.concatenate(found)[np.argsort(order)]
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 def ridge(inputs: Any, targets: Array, penalty: float) -> Array:

@@ -50,7 +50,8 @@ def test_attention_counts_as_bm25_does() -> None:
     np.testing.assert_allclose(found[:, 5], expected, atol=0.09)
     assert np.corrcoef(found[:, 5], expected)[0, 1] > 0.99
     for row, ids in zip(found, texts, strict=True):
-        assert set(torch.nonzero(row > 0.05)[:, 0].tolist()) <= set(ids)
+        absent = sorted(set(range(2, size)) - {int(token) for token in ids})
+        assert row[absent].max() < 0.15  # what codes have in common by chance
 
 
 def test_terms_of_no_weight_stay_inactive_and_meaning_adds_to_the_others() -> None:
@@ -78,8 +79,8 @@ def test_ridge_solves_the_normal_equations() -> None:
     np.testing.assert_allclose(ridge(inputs, targets, 0.5), exact, atol=1e-4)
 
 
-def test_it_is_bm25_on_the_models_tokens(tmp_path: Path) -> None:
-    """Scores of a whole collection against those of bm25s on the same tokens."""
+def test_it_counts_the_models_tokens(tmp_path: Path) -> None:
+    """Whose counts it takes, and whose common ones it leaves out."""
     rng = np.random.default_rng(3)
     words = [left + right for left in WORDS[7:] for right in ("", " x", " y", " q")][:120]
     texts = [" ".join(rng.choice(words, rng.integers(4, 14))) for _ in range(200)]
@@ -98,9 +99,9 @@ def test_it_is_bm25_on_the_models_tokens(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif("RKD_DATA" not in os.environ, reason="RKD_DATA is not set: no real collections")
 def test_it_begins_where_bm25_is_on_scifact(tmp_path: Path) -> None:
-    """nDCG@10 of the untrained student against bm25s on the same token ids, among 800 documents with all relevant ones."""
+    """nDCG@10 of the untrained student against bm25s on the same token ids, among 800 documents."""
     collection = load_collection("beir/scifact")
-    queries = collection.queries["test"]
+    queries = collection.split("test")
     relevant = {row for grades in queries.qrels for row in grades}
     others = [row for row in np.random.default_rng(0).permutation(len(collection)).tolist() if row not in relevant]
     rows = [*relevant, *others[: 800 - len(relevant)]]
@@ -110,7 +111,8 @@ def test_it_begins_where_bm25_is_on_scifact(tmp_path: Path) -> None:
     documents = encode_sparse(towers, texts, "document", "fp32")
     student = (encode_sparse(towers, queries.texts, "query", "fp32") @ documents.T).toarray()
     tokenizer = towers.query[0].tokenizer
-    read = [tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"] for some in (texts, queries.texts)]
+    cut = {"add_special_tokens": False, "verbose": False}
+    read = [[list(map(str, ids)) for ids in tokenizer(some, **cut)["input_ids"]] for some in (texts, queries.texts)]
     bm25 = bm25s.BM25(k1=1.2, b=0.75)
     bm25.index(read[0], show_progress=False)
     baseline = np.stack([bm25.get_scores(ids) for ids in read[1]])
