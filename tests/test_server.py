@@ -165,6 +165,11 @@ def test_search(client: TestClient, model: str) -> None:
     assert [found[0]["id"] for found in several] == ["date", "sorted"]
 
 
+def test_which_encoders_take_texts_together(runs: Path) -> None:
+    folder = str(runs / "tiny")
+    assert [load_model(folder, form).one_by_one for form in ("fp32", "int8")] == [False, True]
+
+
 def test_searches_that_share_a_batch(runs: Path) -> None:
     """Queries with results of different numbers are searched together, each with its own number of documents."""
     for name, form in (("tiny", "fp32"), ("free", None)):

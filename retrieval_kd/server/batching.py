@@ -5,7 +5,8 @@ item of each in turn, so that a long request does not hold up a short one. Under
 several requests) a batch waits up to `wait_ms` for more, or until it is full.
 
 What is gained depends on the work. One query of some ten tokens keeps a processor core as busy as a batch does, so
-encoding gains little more than the overhead; an exact search of many vectors reads them all once for a whole batch.
+encoding gains little more than the overhead (and int8 graphs, which take texts one by one, nothing); an exact search
+of many vectors reads them all once for a whole batch.
 """
 
 from __future__ import annotations

@@ -59,6 +59,11 @@ class Model:
         return isinstance(self.encoder, QueryTable)
 
     @property
+    def one_by_one(self) -> bool:
+        """Whether the encoder takes texts one by one, as int8 graphs do, so that a batch only delays the first."""
+        return int(self.manifest.get("batch_size", 1 if self.manifest.get("form") == "int8" else 32)) == 1
+
+    @property
     def dimension(self) -> int:
         """The width of its vectors, 0 if it gives none."""
         if isinstance(self.encoder, QueryTable):

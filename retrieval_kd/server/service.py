@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any, Literal, TypeVar
@@ -41,7 +42,8 @@ class Service:
             if model.vectors != "none" and not model.looks_up:
                 encode = model.terms if model.vectors == "sparse" else model.encoder.encode
                 observe = partial(monitor.batch, model.name, "encode")
-                self._encoders[model.name] = Batcher(encode, encoding, batching, limits.waiting_texts, observe)
+                own = replace(batching, texts=1) if model.one_by_one else batching
+                self._encoders[model.name] = Batcher(encode, encoding, own, limits.waiting_texts, observe)
             if model.searchable:
                 observe = partial(monitor.batch, model.name, "search")
                 self._searchers[model.name] = Batcher(
