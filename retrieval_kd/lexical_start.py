@@ -33,8 +33,8 @@ Array = NDArray[np.float32]
 SAMPLE = 20_000  # documents that are looked at
 SENTENCES = PseudoQueries(per_document=2, maximum_words=30)  # of theirs, which stand for queries
 COMMON = 0.2  # share of the documents beyond which a term says nothing, and is not active
-COSINE = 30.0  # units of BM25 (saturation times inverse document frequency) that a cosine of 1 counts for
-RIDGE_DOCUMENT, RIDGE_QUERY = 1e-3, 3.0
+COSINE = 60.0  # units of BM25 (saturation times inverse document frequency) that a cosine of 1 counts for
+RIDGE_DOCUMENT, RIDGE_QUERY = 1e-2, 3.0
 ITERATIONS = 30
 
 
@@ -60,7 +60,7 @@ def make_lexical_model(
     weights = np.where(active, 1.0 if sides == 1 else np.sqrt(frequency), 0.0).astype(np.float32)
     entries, directions = np.zeros((2, len(tokenizer), MEANING), np.float32)
     if sides == 1:
-        entries, directions = _meanings(source, tokenizer, texts, counts)
+        entries, directions = _meanings(source, tokenizer, texts, counts, frequency)
         directions = COSINE * directions / np.maximum(frequency, 1.0)[:, None]
     around = tokenizer("")["input_ids"]
     mean_length = max(1.0, float(counts.sum() / len(texts)))
@@ -104,7 +104,9 @@ def inverse_frequencies(token_ids: Iterable[Sequence[int]], size: int) -> Array:
     return np.log1p((texts - counts + 0.5) / (counts + 0.5)).astype(np.float32)
 
 
-def _meanings(source: Path, tokenizer: Any, texts: Sequence[str], counts: Any) -> tuple[Array, Array]:
+def _meanings(
+    source: Path, tokenizer: Any, texts: Sequence[str], counts: Any, frequency: Array
+) -> tuple[Array, Array]:
     """Entries whose mean over a document's tokens is near its vector, and directions whose sum over a sentence's terms is.
 
     Both (V, MEANING), in the principal components of the documents' vectors, from whose mean document vectors count.
@@ -114,8 +116,9 @@ def _meanings(source: Path, tokenizer: Any, texts: Sequence[str], counts: Any) -
     documents, queries = (_embed(towers, some) for some in (texts, sentences))
     mean = documents.mean(0)
     components = np.linalg.svd(documents - mean, full_matrices=False)[2][:MEANING].T  # (D, at most MEANING)
-    shares = counts.multiply(1 / np.maximum(counts.sum(1), 1.0)[:, None]).tocsr()
-    entries = ridge(shares, (documents - mean) @ components, RIDGE_DOCUMENT)
+    shares = counts.multiply(1 / np.maximum(counts.sum(1), 1.0)[:, None])
+    weighed = shares.multiply(frequency[None]).tocsr()  # rare terms may say more
+    entries = frequency[:, None] * ridge(weighed, (documents - mean) @ components, RIDGE_DOCUMENT)
     present = count_terms(tokenizer, sentences).sign()
     directions = ridge(present, queries @ components, RIDGE_QUERY)
     wide = ((0, 0), (0, MEANING - components.shape[1]))
