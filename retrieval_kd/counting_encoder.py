@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,6 @@ SPECIAL, CONSTANT, FIRST = CODE, CODE + 1, CODE + 2  # places in the state; FIRS
 LARGE = 256.0  # the constant, beside which all else is small, so that norms change nothing
 SHIFT = 6.0  # makes the head's activation function all but linear
 GAIN = 16.0  # of what attention adds, beside which the token itself is small
-OWN = 0.05  # size of a token's entry in the averaged table beside its code, which its state keeps
 K1, B = 0.9, 0.75
 THRESHOLD = 0.15  # of the share, below which codes of different terms meet by chance
 
@@ -65,7 +65,8 @@ def make_counting_model(
         attention_probs_dropout_prob=0.0,
         tie_word_embeddings=False,
     )
-    model = BertForMaskedLM(config).eval()
+    model: Any = BertForMaskedLM(config)
+    model.eval()
     codes = _codes(len(terms.weights))
     codes[list(special)] = 0.0
     with torch.no_grad():
@@ -73,19 +74,19 @@ def make_counting_model(
         _set_attention(model, len(around), mean_length, scale)
         _set_norms(model)
         _set_head(model, codes, terms)
-    return model
+    made: BertForMaskedLM = model
+    return made
 
 
 def _codes(count: int) -> Tensor:
     """A random code for each term (V, CODE): pieces of equal length, of sum 0, together a unit vector."""
     drawn = torch.randn(count, COUNTING, PIECE, generator=torch.Generator().manual_seed(0))
     drawn -= drawn.mean(2, keepdim=True)
-    return (drawn / drawn.norm(dim=2, keepdim=True) / math.sqrt(COUNTING)).reshape(count, CODE)
+    unit: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=2, keepdim=True)
+    return (unit / math.sqrt(COUNTING)).reshape(count, CODE)
 
 
-def _set_embeddings(
-    model: BertForMaskedLM, codes: Tensor, entries: Tensor, special: Sequence[int], around: Sequence[int]
-) -> float:
+def _set_embeddings(model: Any, codes: Tensor, entries: Tensor, special: Sequence[int], around: Sequence[int]) -> float:
     """Write the table of terms; return what entries were multiplied by. Positions and segments count nothing."""
     embeddings = model.bert.embeddings
     for table in (embeddings.position_embeddings, embeddings.token_type_embeddings):
@@ -102,7 +103,7 @@ def _set_embeddings(
     return scale
 
 
-def _set_attention(model: BertForMaskedLM, around: int, mean_length: float, scale: float) -> None:
+def _set_attention(model: Any, around: int, mean_length: float, scale: float) -> None:
     attention, output = model.bert.encoder.layer[0].attention.self, model.bert.encoder.layer[0].attention.output.dense
     like = _like_score(K1 * B / mean_length)
     size = math.sqrt(like * math.sqrt(HEAD) * COUNTING)
@@ -120,7 +121,8 @@ def _set_attention(model: BertForMaskedLM, around: int, mean_length: float, scal
             attention.query.bias[last] = like + math.log(K1 * (1 - B) / around)
             attention.key.weight[last, SPECIAL] = math.sqrt(HEAD)
     for head in range(AVERAGING):
-        rows, piece = slice((COUNTING + head) * HEAD, (COUNTING + head + 1) * HEAD), slice(head * HEAD, (head + 1) * HEAD)
+        piece = slice(head * HEAD, (head + 1) * HEAD)
+        rows = slice(COUNTING * HEAD + piece.start, COUNTING * HEAD + piece.stop)
         attention.query.bias[rows] = 1.0  # the keys, all 0, can learn what counts for more
         places = torch.arange(FIRST, FIRST + MEANING)[piece]
         attention.value.weight[rows, places] = torch.eye(HEAD) / scale
@@ -131,13 +133,13 @@ def _like_score(share: float) -> float:
     """The score a of a token and its like at which any other token takes `share` of it on average.
 
     Scores of others are a times the cosine of random vectors of PIECE - 1 dimensions, normal with variance
-    1 / (PIECE - 1): E e^(a cos) = e^(a^2 / 2 (PIECE - 1)), and a is the lower root of a^2 / 2 (PIECE - 1) - a = log share.
+    1 / (PIECE - 1): E e^(a cos) = e^(a^2 / 2 (PIECE - 1)); a is the lower root of a^2 / 2 (PIECE - 1) - a = log share.
     """
     dimensions = PIECE - 1
     return dimensions * (1 - math.sqrt(max(0.0, 1 + 2 * math.log(share) / dimensions)))
 
 
-def _set_norms(model: BertForMaskedLM) -> None:
+def _set_norms(model: Any) -> None:
     """Make each norm leave a state as it is, which is all but its constant, and silence the feed-forward layer."""
     layer, transform = model.bert.encoder.layer[0], model.cls.predictions.transform
     nn.init.zeros_(layer.output.dense.weight)
@@ -159,7 +161,7 @@ def _leave(norm: nn.LayerNorm, typical: Tensor, wanted: Tensor) -> None:
     norm.bias.copy_(wanted - (typical - typical.mean()))
 
 
-def _set_head(model: BertForMaskedLM, codes: Tensor, terms: Terms) -> None:
+def _set_head(model: Any, codes: Tensor, terms: Terms) -> None:
     """The logit of a term: its weight times (share - THRESHOLD), and the product of its direction and the text."""
     head = head_of(model)
     active = terms.weights > 0

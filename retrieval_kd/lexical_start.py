@@ -7,7 +7,6 @@ query too, so that their product is a sum of weights that each term of a query h
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.base.modules import Transformer
 from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from retrieval_kd.counting_encoder import MEANING, Terms, make_counting_model
 from retrieval_kd.progress import progress
@@ -58,10 +56,10 @@ def make_lexical_model(
     active = np.bincount(counts.indices, minlength=len(tokenizer)) <= COMMON * len(texts)
     active[tokenizer.all_special_ids] = False
     weights = np.where(active, 1.0 if sides == 1 else np.sqrt(frequency), 0.0).astype(np.float32)
-    entries, directions = np.zeros((2, len(tokenizer), MEANING), np.float32)
+    entries = directions = np.zeros((len(tokenizer), MEANING), np.float32)
     if sides == 1:
         entries, directions = _meanings(source, tokenizer, texts, counts, frequency)
-        directions = COSINE * directions / np.maximum(frequency, 1.0)[:, None]
+        directions = (COSINE * directions / np.maximum(frequency, 1.0)[:, None]).astype(np.float32)
     around = tokenizer("")["input_ids"]
     mean_length = max(1.0, float(counts.sum() / len(texts)))
     logits = np.expm1(np.expm1(weights)) if double else np.expm1(weights)
@@ -92,7 +90,7 @@ def count_terms(tokenizer: Any, texts: Sequence[str], length: int | None = None)
     return counts
 
 
-def inverse_frequencies(token_ids: Iterable[Sequence[int]], size: int) -> Array:
+def inverse_frequencies(token_ids: Iterable[Sequence[int] | NDArray[Any]], size: int) -> Array:
     """log(1 + (N - n + 0.5) / (n + 0.5)) of each of `size` terms: N texts, n of them with the term.
 
     Source: Robertson and Zaragoza 2009 in Lucene's form, which is not negative.
@@ -104,10 +102,8 @@ def inverse_frequencies(token_ids: Iterable[Sequence[int]], size: int) -> Array:
     return np.log1p((texts - counts + 0.5) / (counts + 0.5)).astype(np.float32)
 
 
-def _meanings(
-    source: Path, tokenizer: Any, texts: Sequence[str], counts: Any, frequency: Array
-) -> tuple[Array, Array]:
-    """Entries whose mean over a document's tokens is near its vector, and directions whose sum over a sentence's terms is.
+def _meanings(source: Path, tokenizer: Any, texts: Sequence[str], counts: Any, frequency: Array) -> tuple[Array, Array]:
+    """Entries whose mean over a document's tokens is near its vector, and directions that sum to a sentence's.
 
     Both (V, MEANING), in the principal components of the documents' vectors, from whose mean document vectors count.
     """
@@ -134,7 +130,7 @@ def _embed(towers: Towers, texts: Sequence[str]) -> Array:
             found.append(embed(towers, part, "document", "fp32"))
             advance(len(part))
     vectors = np.concatenate(found)[np.argsort(order)]
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 def ridge(inputs: Any, targets: Array, penalty: float) -> Array:

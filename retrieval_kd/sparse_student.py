@@ -137,7 +137,8 @@ def starts_lexically(options: SparseOptions) -> bool:
         raise InputError(f'student.start = "lexical" makes a new head, and {options.model!r} has one; leave it out.')
     if options.layers or options.pooling == "sum":
         raise InputError(
-            'student.start = "lexical" makes an encoder of one layer and pools by max; leave `layers` and `pooling` out.'
+            'student.start = "lexical" makes an encoder of one layer and pools by max; leave `layers` and `pooling` '
+            "out."
         )
     return True
 
