@@ -24,17 +24,16 @@ from transformers import BertConfig, BertForMaskedLM
 
 from retrieval_kd.vocabulary_head import head_of
 
-WIDTH, HEAD = 384, 32
-COUNTING, AVERAGING = 8, 4  # attention heads
+WIDTH, HEAD = 512, 32
+COUNTING, AVERAGING = 8, 8  # attention heads
 PIECE = HEAD - 1  # of the code that a counting head compares; its last coordinate belongs to special tokens
 CODE, MEANING = COUNTING * PIECE, AVERAGING * HEAD
 SPECIAL, CONSTANT, FIRST = CODE, CODE + 1, CODE + 2  # places in the state; FIRST of the text's vector
 LARGE = 256.0  # the constant, beside which all else is small, so that norms change nothing
 SHIFT = 6.0  # makes the head's activation function all but linear
 GAIN = 16.0  # of what attention adds, beside which the token itself is small
-OWN = 0.05  # size of a token's entry in the averaged table beside its code, which its state keeps
 K1, B = 0.9, 0.75
-THRESHOLD = 0.1  # of the share, below which codes of different terms meet by chance
+THRESHOLD = 0.15  # of the share, below which codes of different terms meet by chance
 
 
 @dataclass(frozen=True)
