@@ -33,7 +33,6 @@ LARGE = 256.0  # the constant, beside which all else is small, so that norms cha
 SHIFT = 6.0  # makes the head's activation function all but linear
 GAIN = 16.0  # of what attention adds, beside which the token itself is small
 K1, B = 0.9, 0.75
-THRESHOLD = 0.15  # of the share, below which codes of different terms meet by chance
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,12 @@ class Terms:
 
 
 def make_counting_model(
-    terms: Terms, special: Sequence[int], around: Sequence[int], mean_length: float, length: int
+    terms: Terms, special: Sequence[int], around: Sequence[int], mean_length: float, length: int, threshold: float
 ) -> BertForMaskedLM:
-    """The model, for texts of at most `length` tokens; `around` are the special tokens that stand around each."""
+    """The model, for texts of at most `length` tokens; `around` are the special tokens that stand around each.
+
+    A term is active from the share `threshold` on: below it codes of different terms meet by chance.
+    """
     config = BertConfig(
         vocab_size=len(terms.weights),
         hidden_size=WIDTH,
@@ -73,7 +75,7 @@ def make_counting_model(
         scale = _set_embeddings(model, codes, terms.entries, special, around)
         _set_attention(model, len(around), mean_length, scale)
         _set_norms(model)
-        _set_head(model, codes, terms)
+        _set_head(model, codes, terms, threshold)
     made: BertForMaskedLM = model
     return made
 
@@ -161,15 +163,15 @@ def _leave(norm: nn.LayerNorm, typical: Tensor, wanted: Tensor) -> None:
     norm.bias.copy_(wanted - (typical - typical.mean()))
 
 
-def _set_head(model: Any, codes: Tensor, terms: Terms) -> None:
-    """The logit of a term: its weight times (share - THRESHOLD), and the product of its direction and the text."""
+def _set_head(model: Any, codes: Tensor, terms: Terms, threshold: float) -> None:
+    """The logit of a term: its weight times (share - threshold), and the product of its direction and the text."""
     head = head_of(model)
     active = terms.weights > 0
     own = 1.0 / GAIN + 1.0  # of a text of one term alone
-    scale = terms.weights / (own - THRESHOLD)
+    scale = terms.weights / (own - threshold)
     rows, bias = torch.zeros(len(codes), WIDTH), torch.full((len(codes),), -1.0)
     rows[active, :CODE] = (scale[:, None] * codes / GAIN)[active]
     rows[active, FIRST : FIRST + MEANING] = terms.directions[active] / GAIN
-    bias[active] = -THRESHOLD * scale[active]
+    bias[active] = -threshold * scale[active]
     head.weight = nn.Parameter(rows)
     head.bias = nn.Parameter(bias)

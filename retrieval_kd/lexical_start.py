@@ -29,7 +29,8 @@ from retrieval_kd.vocabulary_head import head_of
 
 Array = NDArray[np.float32]
 SAMPLE = 20_000  # documents that are looked at
-SENTENCES = PseudoQueries(per_document=2, maximum_words=30)  # of theirs, which stand for queries
+SENTENCES = PseudoQueries(per_document=4, maximum_words=50)  # of theirs, which stand for queries
+THRESHOLDS = {1: 0.15, 2: 0.25}  # of a term's share of a text, by sides: in short ones shares are large, of chance too
 COMMON = 0.2  # share of the documents beyond which a term says nothing, and is not active
 COSINE = 60.0  # units of BM25 (saturation times inverse document frequency) that a cosine of 1 counts for
 RIDGE_DOCUMENT, RIDGE_QUERY = 1e-2, 3.0
@@ -64,7 +65,7 @@ def make_lexical_model(
     mean_length = max(1.0, float(counts.sum() / len(texts)))
     logits = np.expm1(np.expm1(weights)) if double else np.expm1(weights)
     terms = Terms(*(torch.from_numpy(one) for one in (logits, entries, directions)))
-    model = make_counting_model(terms, tokenizer.all_special_ids, around, mean_length, length)
+    model = make_counting_model(terms, tokenizer.all_special_ids, around, mean_length, length, THRESHOLDS[sides])
     with TemporaryDirectory(prefix="rkd-") as folder:  # the way to a module is by a saved model
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
