@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from retrieval_kd.forms import parse_form
+from retrieval_kd.forms import Form, parse_form
 from retrieval_kd.losses import Loss, check_options, find_loss
 from retrieval_kd.recipe import Corpus, Recipe, Rendering
 from retrieval_kd.regularizers import find_regularizer
@@ -130,11 +130,22 @@ def index_of(recipe: Recipe) -> Component | None:
     return index
 
 
+def forms_of(recipe: Recipe) -> list[Form]:
+    """The forms that a recipe exports: those that it names, or fp32 and int8 as far as its student has them."""
+    kinds = getattr(kind_module("students", recipe.student.kind), "FORMS", DEFAULT_FORMS)
+    return [parse_form(name) for name in recipe.export.forms or kinds]
+
+
 def _check_export(recipe: Recipe, index: Component | None) -> None:
     """Refuse forms that a student or its index has not, and those that lack a package, before it is trained."""
     student = kind_module("students", recipe.student.kind)
-    for form in map(parse_form, recipe.export.forms if index else ()):
+    for form in forms_of(recipe) if index else ():
         form.check_installed()
+        if form.name not in getattr(student, "FORMS", (form.name,)):
+            raise InputError(
+                f"export.forms: a {recipe.student.kind} student has no form {form.name!r}; it is a table, in "
+                f"{' or '.join(student.FORMS)}."
+            )
         if student.VECTORS == "sparse" and (form.width or form.binary):
             raise InputError(
                 f"export.forms: {form.name!r} cuts dense vectors; those of a {recipe.student.kind} student are sparse."
@@ -146,6 +157,7 @@ def _check_export(recipe: Recipe, index: Component | None) -> None:
             )
 
 
+DEFAULT_FORMS = ("fp32", "int8")
 _INDEX = {"dense": "faiss", "sparse": "impact"}
 
 

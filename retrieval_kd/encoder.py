@@ -1,7 +1,7 @@
 """Served encoders: text to vectors with numpy, tokenizers and onnxruntime or OpenVINO, without torch.
 
 A folder holds one graph from token ids to vectors, pooling, head and normalisation inside (`model.onnx`, or
-`model.xml` and `model.bin`), or the `table.npz` of a student that is one (see `static_table`), `tokenizer.json`
+`model.xml` and `model.bin`), or the `table.npz` of a student that is one (see `served_table`), `tokenizer.json`
 (truncation inside) and `encoder.json`, the manifest that `export` wrote.
 """
 
@@ -18,17 +18,19 @@ from tokenizers import Tokenizer
 
 from retrieval_kd.extras import missing_extra
 from retrieval_kd.files import read_json, sha256
-from retrieval_kd.static_table import StaticTable
+from retrieval_kd.served_table import Terms, open_table
 from retrieval_kd.types import InputError
 
-FORMAT = 2
+FORMAT = 3
 GRAPH, OPENVINO_GRAPH, OPENVINO_WEIGHTS = "model.onnx", "model.xml", "model.bin"
 TABLE, TOKENIZER, MANIFEST = "table.npz", "tokenizer.json", "encoder.json"
+NO_TERMS: Terms = (np.zeros(0, np.int64), np.zeros(0, np.float32))
 _CHUNK = 2048  # texts tokenised at once, and sorted by length among themselves
 
 # (input_ids, attention_mask), both (B, L) int64, to what the graph gives, (B, D) or (B, V) float32
 Session = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
-Run = Callable[[Sequence[Sequence[int]]], NDArray[np.float32]]  # the same of the token ids of B texts
+# The token ids of B texts to their vectors, (B, D) float32, or to the Terms of each
+Run = Callable[[Sequence[Sequence[int]]], Any]
 
 
 class Encoder:
@@ -55,7 +57,7 @@ class Encoder:
             case "openvino":
                 run = _padded(_open_openvino(folder, manifest["precision"], threads), manifest)
             case "table":
-                run = StaticTable.load(folder / TABLE, manifest["table"]).vectors
+                run = open_table(folder / TABLE, manifest["table"])
             case other:
                 raise InputError(f"{folder / MANIFEST}: runtime {other!r} is unknown; export it again.")
         return cls(run, Tokenizer.from_file(str(folder / TOKENIZER)), manifest)
@@ -67,7 +69,7 @@ class Encoder:
         (n, D / 8) uint8, the signs of eight coordinates a byte.
         """
         if self.manifest["vectors"] == "sparse":
-            return self._encode_sparse(texts)
+            return matrix_of(self.terms(texts), self.dimension)
         if self.manifest["vectors"] == "binary":
             packed = np.empty((len(texts), self.dimension // 8), np.uint8)
             for places, batch in self._batches(texts):
@@ -78,16 +80,13 @@ class Encoder:
             vectors[places] = batch
         return vectors
 
-    def _encode_sparse(self, texts: Sequence[str]) -> Any:
-        try:
-            import scipy.sparse
-        except ModuleNotFoundError as error:
-            raise missing_extra(error) from error
-        found, order = [scipy.sparse.csr_array((0, self.dimension), dtype=np.float32)], []
+    def terms(self, texts: Sequence[str]) -> list[Terms]:
+        """Of a sparse student: the terms of each text, rising, and their weights, none of which is 0."""
+        found: list[Terms] = [NO_TERMS] * len(texts)
         for places, batch in self._batches(texts):
-            found.append(scipy.sparse.csr_array(batch))
-            order += places
-        return scipy.sparse.vstack(found, format="csr")[np.argsort(order)]
+            for place, one in zip(places, batch, strict=True):
+                found[place] = one
+        return found
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens that the graph reads of each text: prompt and special tokens included, after truncation."""
@@ -100,8 +99,8 @@ class Encoder:
         prompt = self.manifest["prompt"]
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast([prompt + text for text in texts])]
 
-    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """What is made of texts of similar length, (B, D), and their places."""
+    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
+        """The places of texts of similar length, and what is made of them."""
         size = self.manifest["batch_size"]
         for start in range(0, len(texts), _CHUNK):
             token_ids = self.tokenize(texts[start : start + _CHUNK])
@@ -111,10 +110,26 @@ class Encoder:
                 yield [start + place for place in places], self._run([token_ids[place] for place in places])
 
 
+def matrix_of(found: Sequence[Terms], dimension: int) -> Any:
+    """The vectors of terms and weights: scipy.sparse.csr_array (n, dimension) float32."""
+    try:
+        import scipy.sparse
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+    starts = np.cumsum([0, *(len(terms) for terms, _ in found)])
+    terms, weights = (np.concatenate(arrays) for arrays in zip(NO_TERMS, *found, strict=True))
+    return scipy.sparse.csr_array((weights, terms, starts), shape=(len(found), dimension))
+
+
+def _terms_of(vectors: NDArray[np.float32]) -> list[Terms]:
+    found = [np.flatnonzero(vector) for vector in vectors]
+    return [(terms, vector[terms]) for terms, vector in zip(found, vectors, strict=True)]
+
+
 def _padded(session: Session, manifest: Mapping[str, Any]) -> Run:
     """A graph at work on token ids of any lengths."""
 
-    def run(token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def run(token_ids: Sequence[Sequence[int]]) -> Any:
         longest = max(map(len, token_ids))
         input_ids = np.full((len(token_ids), longest), manifest["pad_id"], np.int64)  # (B, L)
         attention_mask = np.zeros_like(input_ids)
@@ -122,7 +137,8 @@ def _padded(session: Session, manifest: Mapping[str, Any]) -> Run:
             used = slice(longest - len(ids), None) if manifest["padding_side"] == "left" else slice(len(ids))
             input_ids[row, used] = ids
             attention_mask[row, used] = 1
-        return session(input_ids, attention_mask)
+        vectors = session(input_ids, attention_mask)
+        return _terms_of(vectors) if manifest["vectors"] == "sparse" else vectors
 
     return run
 

@@ -231,7 +231,7 @@ class Export(Table):
     "int8-binary" the signs alone. Documents are cut alike, in an index of their own.
     """
 
-    forms: tuple[Annotated[str, AfterValidator(_is_form)], ...] = ("fp32", "int8")
+    forms: tuple[Annotated[str, AfterValidator(_is_form)], ...] = ()  # absent: fp32, and int8 if the student has it
     vector_tolerance: float = 1e-4  # fp32 against torch, largest difference of a coordinate
     quality_tolerance: float = 0.01  # nDCG@10 lost at the most, relative
     collection: str | None = None  # where nDCG@10 is measured; absent: the recipe's own

@@ -70,7 +70,7 @@ def _student(layers: tuple[int, ...]) -> Any:
 
 
 def _export(student: Any, folder: Path, form: str, training: list[str], queries: list[str]) -> None:
-    from retrieval_kd.export import export_encoder
+    from retrieval_kd.export_graph import export_graph
     from retrieval_kd.sample import spread
 
     if not (folder / form).exists():
@@ -78,7 +78,7 @@ def _export(student: Any, folder: Path, form: str, training: list[str], queries:
         traced = folder / "traced"
         traced.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"identity": {}, "check_texts": queries[:32], "calibration": calibration}
-        export_encoder(student, folder / form, form, traced=traced, **options)
+        export_graph(student, folder / form, form, traced=traced, **options)
 
 
 def _report(contenders: dict[tuple[str, str], Any], queries: list[str], rounds: int) -> None:

@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def main() -> None:
             systems, exported = _torch(arguments.torch, arguments.layers, Path(scratch), queries)
             arguments.folders += exported
         models = [load_model(folder, arguments.form) for folder in arguments.folders]
-        systems |= {_label(model): _encoder(model) for model in models}
+        systems |= {_label(model): partial(_encode_one, model) for model in models}
         if arguments.torch:
             figures["latency"] = _latency(systems, queries, arguments.rounds)
         if arguments.load:
@@ -85,10 +86,8 @@ def _label(model: Model) -> str:
     return f"{model.name} {model.manifest.get('form', model.vectors)}"
 
 
-def _encoder(model: Model) -> Callable[[str], Any]:
-    """What encodes one query: a graph, or the look-up in a table."""
-    encoder: Any = model.encoder
-    return encoder.look_up if model.looks_up else lambda text: encoder.encode([text])
+def _encode_one(model: Model, text: str) -> Any:
+    return model.encode([text])
 
 
 def _torch(
@@ -98,7 +97,7 @@ def _torch(
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from retrieval_kd.export import export_encoder
+    from retrieval_kd.export_graph import export_graph
 
     torch.set_num_threads(1)
     short = Path(name).name
@@ -115,7 +114,7 @@ def _torch(
             model[0].auto_model.encoder.layer = model[0].auto_model.encoder.layer[:count]
         for form in ("fp32", "int8"):
             folder = scratch / f"{title}-{form}"
-            export_encoder(list(model), folder, form, identity={"model": title}, check_texts=queries[:8])
+            export_graph(list(model), folder, form, identity={"model": title}, check_texts=queries[:8])
             folders.append(f"{title}={folder}")
     return {f"{short} torch": lambda text: whole.encode([text], show_progress_bar=False)}, folders
 

@@ -15,10 +15,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the student `tiny_sentence_transformer(student)` exported into `fp32` and `int8`."""
     from tiny import CHECK_TEXTS, tiny_sentence_transformer
 
-    from retrieval_kd.export import export_encoder
+    from retrieval_kd.export_graph import export_graph
 
     folder = tmp_path_factory.mktemp("exported")
     student = tiny_sentence_transformer(folder / "student")
     for form in ("fp32", "int8"):
-        export_encoder(student, folder / form, form, identity={"student": "tiny"}, check_texts=CHECK_TEXTS)
+        export_graph(student, folder / form, form, identity={"student": "tiny"}, check_texts=CHECK_TEXTS)
     return folder

@@ -8,14 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.sparse import csr_array
-from tokenizers import Tokenizer
+import torch
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
+from transformers import PreTrainedTokenizerFast
 
 from retrieval_kd.encoder import Encoder
+from retrieval_kd.export_table import export_table
 from retrieval_kd.files import read_json, write_json
 from retrieval_kd.index import build_index
-from retrieval_kd.query_table import QueryTable, save_table
 from retrieval_kd.tables import Component
 
 DOCUMENTS = {
@@ -51,12 +51,13 @@ def dense_run(folder: Path, exported: Path, manifest: dict[str, Any] | None = No
 
 def sparse_run(folder: Path, exported: Path) -> Path:
     """A finished run of an inference-free student: documents are the terms that they consist of."""
-    table = folder / "served" / "table"
-    table.mkdir(parents=True)
-    tokenizer = Tokenizer.from_file(str(exported / "fp32" / "tokenizer.json"))
-    weights = np.linspace(0.5, 2, tokenizer.get_vocab_size()).astype(np.float32)
-    save_table(table, tokenizer, 8, weights, {"student": "free"}, {"student": "free"})
-    vectors = csr_array(QueryTable.load(table).encode(TEXTS))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(exported / "fp32" / "tokenizer.json"), model_max_length=8, pad_token="[PAD]"
+    )
+    module = SparseStaticEmbedding(tokenizer, torch.linspace(0.5, 2, tokenizer.vocab_size))
+    identity, table = {"student": "free"}, folder / "served" / "fp32"
+    export_table([module], table, "fp32", identity=identity, document_identity=identity, check_texts=TEXTS)
+    vectors = Encoder.load(table).encode(TEXTS)
     kind = Component(kind="impact", weights="float32")
     build_index(kind, vectors, folder / "index/index", document_ids=list(DOCUMENTS), identity={"student": "free"})
     write_documents(folder)

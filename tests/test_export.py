@@ -16,9 +16,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 from tiny import CHECK_TEXTS, MAX_LENGTH, WORDS, tiny_sentence_transformer
 from torch import Tensor, nn
 
-from retrieval_kd import export
 from retrieval_kd.encoder import Encoder
-from retrieval_kd.export import export_encoder
+from retrieval_kd.export_graph import _write_tokenizer, export_graph
 from retrieval_kd.students import Batch
 from retrieval_kd.towers import load_towers, run_tower, tokenize
 from retrieval_kd.types import InputError
@@ -92,7 +91,7 @@ def test_prompt_projection_and_no_normalisation(tmp_path: Path) -> None:
         dropout.p = 0.5
     student.train()
     before = {name: weight.clone() for name, weight in student.state_dict().items()}
-    manifest = export_encoder(
+    manifest = export_graph(
         modules,
         tmp_path / "out",
         "fp32",
@@ -126,17 +125,19 @@ def test_gate_refuses_a_graph_that_ignores_the_mask(tmp_path: Path, form: str) -
     student = tiny_sentence_transformer(tmp_path / "student", layers=1)
     modules = [student[0], ForgetfulPooling(32, "mean"), student[2]]
     with pytest.raises(InputError, match=r"differs from torch by .* in a coordinate and 1.00e-04 is allowed"):
-        export_encoder(modules, tmp_path / "out", form, identity={}, check_texts=CHECK_TEXTS)
+        export_graph(modules, tmp_path / "out", form, identity={}, check_texts=CHECK_TEXTS)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
 def test_gate_sees_truncation_and_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer that cuts one token earlier: only a text beyond the longest shows it, and the gate adds one."""
     student = tiny_sentence_transformer(tmp_path / "student", layers=1)
-    write = export._write_tokenizer
-    monkeypatch.setattr(export, "_write_tokenizer", lambda fast, length, path: write(fast, length - 1, path))
+    monkeypatch.setattr(
+        "retrieval_kd.export_graph._write_tokenizer",
+        lambda fast, length, path: _write_tokenizer(fast, length - 1, path),
+    )
     with pytest.raises(InputError, match="differs from torch"):
-        export_encoder(student, tmp_path / "out", "fp32", identity={}, check_texts=["sort a list"])
+        export_graph(student, tmp_path / "out", "fp32", identity={}, check_texts=["sort a list"])
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -147,7 +148,7 @@ def test_token_ids_are_those_of_training(exported: Path, tmp_path: Path, side: s
     towers.query[0].tokenizer.truncation_side = side
     shutil.copy(exported / "fp32/model.onnx", tmp_path / "whole.onnx")  # whose weights are the same
     options = {"prompt": "key: ", "identity": {}, "check_texts": CHECK_TEXTS, "traced": tmp_path}
-    export_encoder(towers.query, tmp_path / "out", "fp32", **options)
+    export_graph(towers.query, tmp_path / "out", "fp32", **options)
     texts = [text for text in mixed_texts(100) if text]
     expected = tokenize(towers.query, towers.render(texts, "query"))
     assert max(map(len, expected)) == 9 > min(map(len, expected))
@@ -164,13 +165,13 @@ def test_student_of_nan_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         student[0].auto_model.embeddings.LayerNorm.weight[0] = torch.nan
     with pytest.raises(InputError, match="training diverged"):
-        export_encoder(student, tmp_path / "out", "fp32", identity={}, check_texts=CHECK_TEXTS)
+        export_graph(student, tmp_path / "out", "fp32", identity={}, check_texts=CHECK_TEXTS)
 
 
 def test_modules_that_cannot_be_exported(tmp_path: Path) -> None:
     student = tiny_sentence_transformer(tmp_path / "student", layers=1)
     with pytest.raises(InputError, match="needs a Transformer as first module, this one is Pooling"):
-        export_encoder([student[1]], tmp_path / "out", "fp32", identity={}, check_texts=CHECK_TEXTS)
+        export_graph([student[1]], tmp_path / "out", "fp32", identity={}, check_texts=CHECK_TEXTS)
     modules = [student[0], Pooling(32, "mean", include_prompt=False)]
     with pytest.raises(InputError, match="include_prompt"):
-        export_encoder(modules, tmp_path / "out", "fp32", prompt="q: ", identity={}, check_texts=CHECK_TEXTS)
+        export_graph(modules, tmp_path / "out", "fp32", prompt="q: ", identity={}, check_texts=CHECK_TEXTS)

@@ -18,9 +18,11 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from test_export import mixed_texts
 from tiny import CHECK_TEXTS, MAX_LENGTH, tiny_masked_lm, tiny_sentence_transformer
 
-from retrieval_kd import export, export_onnx
+from retrieval_kd import export_onnx
 from retrieval_kd.encoder import Encoder
-from retrieval_kd.export import Quality, export_encoder
+from retrieval_kd.export import Quality
+from retrieval_kd.export_graph import export_graph
+from retrieval_kd.export_openvino import convert_graph
 from retrieval_kd.forms import parse_form
 from retrieval_kd.sparse_towers import load_sparse_towers
 from retrieval_kd.types import InputError
@@ -47,7 +49,7 @@ def served(student: SentenceTransformer, traced: Path, tmp_path_factory: pytest.
     for form in FORMS:
         if form != "openvino-bf16" or HAS_BF16:
             texts = {"check_texts": CHECK_TEXTS, "calibration": mixed_texts(64, seed=5)}
-            export_encoder(
+            export_graph(
                 student, folder / form, form, identity={"student": "tiny"}, widths=[16], traced=traced, **texts
             )
     return folder
@@ -154,7 +156,7 @@ def sparse(masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = {"check_texts": CHECK_TEXTS, "calibration": mixed_texts(30, 5)}
     for form in ("fp32", "int8-static", "openvino-int8"):
         tower = load_sparse_towers(str(masked)).query
-        export_encoder(tower, folder / form, form, identity={}, top_k=30, traced=traced, **texts)
+        export_graph(tower, folder / form, form, identity={}, top_k=30, traced=traced, **texts)
     return folder
 
 
@@ -224,7 +226,7 @@ def quality_of(value: float, **facts: str) -> Quality:
 def test_quality_is_in_the_manifest_and_gates(student: SentenceTransformer, traced: Path, tmp_path: Path) -> None:
     def export_with(value: float) -> dict[str, Any]:
         options = {"traced": traced, "quality": quality_of(value, collection="toy", split="test")}
-        return export_encoder(student, tmp_path / "out", "int8", identity={}, check_texts=CHECK_TEXTS, **options)
+        return export_graph(student, tmp_path / "out", "int8", identity={}, check_texts=CHECK_TEXTS, **options)
 
     with pytest.raises(InputError, match=r"nDCG@10 0\.4899 against 0\.5000 in torch, more than 2\.0% lost"):
         export_with(0.4899)
@@ -238,18 +240,17 @@ def test_the_gate_holds_for_an_openvino_graph(
     student: SentenceTransformer, traced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A conversion that loses something: the ONNX graph was right, and its successor is not written."""
-    convert = export.convert_graph
 
     def spoiled(path: Path, *rest: Any) -> None:
         model = onnx.load(path)
         weight = next(tensor for tensor in model.graph.initializer if "LayerNorm.weight" in tensor.name)
         weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.01, weight.name))
         onnx.save(model, path)
-        convert(path, *rest)
+        convert_graph(path, *rest)
 
-    monkeypatch.setattr(export, "convert_graph", spoiled)
-    with pytest.raises(InputError, match="the exported OpenVINO graph differs from torch by"):
-        export_encoder(student, tmp_path / "out", "openvino-fp32", identity={}, check_texts=CHECK_TEXTS, traced=traced)
+    monkeypatch.setattr("retrieval_kd.export_graph.convert_graph", spoiled)
+    with pytest.raises(InputError, match="the exported encoder differs from torch by"):
+        export_graph(student, tmp_path / "out", "openvino-fp32", identity={}, check_texts=CHECK_TEXTS, traced=traced)
     assert not list(tmp_path.iterdir())
 
 
@@ -266,7 +267,7 @@ def test_without_openvino(served: Path, student: SentenceTransformer, monkeypatc
         Encoder.load(served / "openvino-fp32")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "openvino" else find(name))
     with pytest.raises(InputError, match=r"retrieval-kd\[openvino\]"):
-        export_encoder(student, served / "none", "openvino-bf16", identity={}, check_texts=CHECK_TEXTS)
+        export_graph(student, served / "none", "openvino-bf16", identity={}, check_texts=CHECK_TEXTS)
     assert not (served / "none").exists()
 
 
@@ -299,12 +300,12 @@ def test_a_processor_without_bf16(served: Path, tmp_path: Path, monkeypatch: pyt
 )
 def test_forms_that_are_refused(student: SentenceTransformer, tmp_path: Path, form: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        export_encoder(student, tmp_path / "out", form, identity={}, check_texts=CHECK_TEXTS)
+        export_graph(student, tmp_path / "out", form, identity={}, check_texts=CHECK_TEXTS)
 
 
 def test_a_sparse_tower_is_not_cut(masked: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'fp32-16' cuts dense vectors"):
-        export_encoder(
+        export_graph(
             load_sparse_towers(str(masked)).query, tmp_path / "out", "fp32-16", identity={}, check_texts=CHECK_TEXTS
         )
 

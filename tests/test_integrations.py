@@ -17,7 +17,6 @@ from openai import OpenAI
 from served import DOCUMENTS, TEXTS, dense_run, sparse_run
 
 from retrieval_kd.encoder import Encoder
-from retrieval_kd.query_table import QueryTable
 from retrieval_kd.server import create_app, load_model
 
 
@@ -63,7 +62,7 @@ def test_milvus_lite(url: str, runs: Path, tmp_path: Path) -> None:
     """One collection with both vectors of each document, searched by the vectors that the server gives for a query."""
     milvus = pytest.importorskip("pymilvus")
     pytest.importorskip("milvus_lite")
-    documents = QueryTable.load(runs / "sparse/served/table").encode(TEXTS)  # here the document tower, for brevity
+    documents = Encoder.load(runs / "sparse/served/fp32").encode(TEXTS)  # here the document tower, for brevity
     openai = OpenAI(base_url=f"{url}/v1", api_key="not needed")
 
     client = milvus.MilvusClient(str(tmp_path / "documents.db"))
@@ -105,7 +104,7 @@ def test_pyserini_impact_search(url: str, runs: Path, tmp_path: Path) -> None:
     from pyserini.encode import QueryEncoder
     from pyserini.index.lucene import LuceneIndexer
 
-    documents = QueryTable.load(runs / "sparse/served/table").encode(TEXTS)
+    documents = Encoder.load(runs / "sparse/served/fp32").encode(TEXTS)
     indexer = LuceneIndexer(
         str(tmp_path / "index"), args=["-index", str(tmp_path / "index"), "-impact", "-pretokenized"]
     )

@@ -23,11 +23,11 @@ LAYERS = [
     | {"prompts", "backward", "fusion"},
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"engines", "first_token", "lora", "pair_head", "pooling", "token_vectors"}
-    | {"bag_student", "lexical_embedding", "ngrams", "static_start", "static_table", "postings", "counting_encoder"}
-    | {"lexical_start", "query_table", "sparse_student", "sparse_towers", "vocabulary_head"}
+    | {"bag_student", "lexical_embedding", "ngrams", "static_start", "served_table", "postings", "counting_encoder"}
+    | {"lexical_start", "sparse_student", "sparse_towers", "vocabulary_head"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
-    | {"export_onnx", "export_openvino", "export_table"}
+    | {"export_onnx", "export_openvino", "export_graph", "export_table"}
     | {"corpus_vectors", "report_html", "compare", "suite_report"}
     | {"diagnostics", "answers", "workers", "cluster", "pricing"},
     {"pipeline"},
@@ -190,8 +190,7 @@ def test_extras_are_those_of_pyproject() -> None:
         "sys.argv = ['rkd', '--help']; runpy.run_module('retrieval_kd', run_name='__main__')",
         "sys.argv = ['rkd', 'serve', '--help']; runpy.run_module('retrieval_kd', run_name='__main__')",
         "from retrieval_kd.tables import kind_module; kind_module('index', 'faiss')",
-        "import retrieval_kd.query_table",
-        "import retrieval_kd.static_table",
+        "import retrieval_kd.served_table",
     ],
 )
 def test_imports_without_torch(code: str) -> None:

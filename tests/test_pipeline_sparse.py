@@ -13,9 +13,9 @@ from sentence_transformers import SparseEncoder
 from tiny import WORDS, tiny_masked_lm, tiny_sentence_transformer
 
 from retrieval_kd import pipeline
+from retrieval_kd.encoder import Encoder
 from retrieval_kd.files import load_hits, read_json
 from retrieval_kd.pipeline import Workspace
-from retrieval_kd.query_table import QueryTable
 from retrieval_kd.types import InputError
 
 RECIPE = """
@@ -111,7 +111,7 @@ def test_a_whole_run(name: str, kind: str, model: str, student: str, regularizer
     np.testing.assert_allclose(hits.scores[:, 0], np.where(best > 0, best, -np.inf), rtol=1e-3)
     report = read_json(workspace.folder / "report/report.json")
     system = report["systems"]["student"]
-    assert system["engine"] == ("table" if kind == "inference_free" else "onnx fp32")
+    assert system["engine"] == ("table fp32" if kind == "inference_free" else "onnx fp32")
     assert system["query_p50_ms"] > 0
     assert system["index_bytes"] > 0
     assert report["facts"]["active_terms_a_document"] == pytest.approx((documents > 0).sum(1).mean(), abs=0.06)
@@ -122,7 +122,7 @@ def test_a_whole_run(name: str, kind: str, model: str, student: str, regularizer
 
 
 def test_another_index_is_searched_anew(place: Path) -> None:
-    """Nothing of the runs is kept, whether vectors come from a table, which is made once, or from a graph."""
+    """Nothing of the runs is kept, whether vectors come from a table or from a graph."""
     for kind in ("inference_free", "splade"):
         workspace = workspace_of(place, f"twice-{kind}", kind, "masked")
         pipeline.run(workspace)
@@ -131,8 +131,8 @@ def test_another_index_is_searched_anew(place: Path) -> None:
         pipeline.run(again)
         after = {name: read_json(workspace.folder / name / "manifest.json")["key"] for name in STAGES}
         assert read_json(workspace.folder / "index/index/index.json")["weights"] == "uint8"
-        measured = set() if kind == "inference_free" else {"served"}  # its quality is that of a search
-        assert {name for name in STAGES if before[name] != after[name]} == {"index", "runs", *measured}
+        changed = {name for name in STAGES if before[name] != after[name]}
+        assert changed == {"index", "runs", "served"}  # whose quality is that of a search
 
 
 def test_another_index_of_a_dense_student_is_searched_and_measured_anew(place: Path) -> None:
@@ -148,7 +148,7 @@ def test_another_index_of_a_dense_student_is_searched_and_measured_anew(place: P
     assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"index", "served", "runs"}
 
 
-def test_the_tolerance_of_the_table_is_part_of_what_is_served(place: Path) -> None:
+def test_the_tolerance_is_part_of_what_is_served(place: Path) -> None:
     workspace = workspace_of(place, "free", "inference_free", "masked", "max_length = 24")
     pipeline.run(workspace)
     path = workspace.folder / "served/manifest.json"
@@ -160,14 +160,12 @@ def test_the_tolerance_of_the_table_is_part_of_what_is_served(place: Path) -> No
 def test_the_served_table_is_the_query_tower(place: Path) -> None:
     workspace = workspace_of(place, "free", "inference_free", "masked", "max_length = 24")
     pipeline.run(workspace)
-    table = QueryTable.load(workspace.folder / "served/table")
+    table = Encoder.load(workspace.folder / "served/fp32")
     loaded = SparseEncoder(str(workspace.folder / "student"), device="cpu")
     texts = ["sort sort the list", "xylophone?", "", " ".join(["lock"] * 30 + ["file"])]
     expected = loaded.encode_query(texts, convert_to_sparse_tensor=False).numpy()
     np.testing.assert_allclose(table.encode(texts).toarray(), expected, atol=1e-6)
     assert table.encode(texts)[[2]].nnz == 0
-    with pytest.raises(InputError, match=r"is not a table of query weights: it has no table\.json"):
-        QueryTable.load(workspace.folder)
 
 
 def test_a_live_teacher_that_begins_with_the_collection_is_refused(place: Path) -> None:

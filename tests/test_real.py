@@ -99,9 +99,9 @@ def test_exported_minilm_gives_torch_s_vectors(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     from retrieval_kd.encoder import Encoder
-    from retrieval_kd.export import export_encoder
+    from retrieval_kd.export_graph import export_graph
 
     model = SentenceTransformer(str(locate_model(MINILM)), device="cpu")
     texts = ["", "how do I read a csv file", "vitamin D " * 400, "Zürich, 東京", "0.5% of ß-cells"]
-    export_encoder(list(model), tmp_path / "fp32", "fp32", identity={"weights": "minilm"}, check_texts=texts)
+    export_graph(list(model), tmp_path / "fp32", "fp32", identity={"weights": "minilm"}, check_texts=texts)
     np.testing.assert_allclose(Encoder.load(tmp_path / "fp32").encode(texts), model.encode(texts), atol=1e-4)

@@ -23,7 +23,6 @@ from served import DOCUMENTS, TEXTS, dense_run, sparse_run
 from retrieval_kd import server
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.index import build_index
-from retrieval_kd.query_table import QueryTable
 from retrieval_kd.server import Batching, Limits, create_app, load_bm25, load_model
 from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
@@ -174,8 +173,7 @@ def test_searches_that_share_a_batch(runs: Path) -> None:
     """Queries with results of different numbers are searched together, each with its own number of documents."""
     for name, form in (("tiny", "fp32"), ("free", None)):
         model = load_model(str(runs / name), form)
-        encode = model.terms if model.vectors == "sparse" else model.encoder.encode
-        asked = list(zip(encode(["a file", "date", "sort a list", "a file"]), [3, 1, 3, 2], strict=True))
+        asked = list(zip(model.encode(["a file", "date", "sort a list", "a file"]), [3, 1, 3, 2], strict=True))
         for (row, k), (rows, scores) in zip(asked, model.search_together(asked), strict=True):
             alone = model.search([row], k)
             assert len(rows) == k
@@ -190,7 +188,7 @@ def test_search_scores(client: TestClient, encoder: Encoder, runs: Path) -> None
     assert {result["id"]: result["score"] for result in dense} == pytest.approx(
         dict(zip(DOCUMENTS, expected.tolist(), strict=True)), abs=1e-5
     )
-    table = QueryTable.load(runs / "free/served/table")
+    table = Encoder.load(runs / "free/served/fp32")
     (sparse,) = client.post("/search", json={"model": "free", "query": "a file"}).json()["results"]
     products = (table.encode(TEXTS) @ table.encode(["a file"]).T).toarray()[:, 0]
     expected = {name: product for name, product in zip(DOCUMENTS, products, strict=True) if product > 0}

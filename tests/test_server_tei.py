@@ -11,7 +11,6 @@ from fastapi.testclient import TestClient
 from served import dense_run, sparse_run
 
 from retrieval_kd.encoder import Encoder
-from retrieval_kd.query_table import QueryTable
 from retrieval_kd.server import Limits, Model, create_app, load_model
 
 
@@ -64,10 +63,10 @@ def test_embed_width(client: TestClient, encoder: Encoder) -> None:
 
 def test_embed_sparse(client: TestClient, runs: Path) -> None:
     """A list of lists of {"index", "value"}; the sparse model answers though it is not the first."""
-    table = QueryTable.load(runs / "free/served/table")
+    table = Encoder.load(runs / "free/served/fp32")
     for body in ({"inputs": "a file"}, {"inputs": ["a file"], "truncate": True}, {"inputs": "a file", "model": "free"}):
         (found,) = client.post("/embed_sparse", json=body).json()
-        terms, weights = table.look_up("a file")
+        ((terms, weights),) = table.terms(["a file"])
         assert [entry["index"] for entry in found] == terms.tolist()
         assert [entry["value"] for entry in found] == pytest.approx(weights.tolist())
         assert {frozenset(entry) for entry in found} == {frozenset({"index", "value"})}
@@ -127,13 +126,13 @@ def test_no_sparse_model(exported: Path) -> None:
 
 
 class Graph:
-    """A sparse student with a graph: its vectors come as a sparse array, batch by batch."""
+    """A sparse student with a graph: as a server sees it."""
 
     manifest: ClassVar[dict[str, Any]] = {"vectors": "sparse", "identity": {}, "document_identity": {}, "max_length": 8}
 
-    def __init__(self, table: QueryTable) -> None:
-        self.dimension = len(table.weights)
-        self.encode = table.encode
+    def __init__(self, table: Encoder) -> None:
+        self.dimension = table.dimension
+        self.terms = table.terms
 
 
 def test_a_sparse_student_with_a_graph(runs: Path) -> None:

@@ -36,8 +36,8 @@ def measure(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Build and search in processes of their own; the facts of both, and the results as files in `folder`.
 
     Keys of `spec`: `index`, a component's table; `vectors`, the documents' (.npy, .npz, or a folder of shards); `share`
-    of their coordinates that is kept, or None; `document_ids` and `queries`, JSON files of strings; `encoder`: `kind`
-    "encoder" or "table", and `folder`; `depth` of the lists; `repeats` of each query in the latencies.
+    of their coordinates that is kept, or None; `document_ids` and `queries`, JSON files of strings; `encoder`, a
+    folder; `depth` of the lists; `repeats` of each query in the latencies.
     Raises InputError with what the step said where it failed.
     """
     write_json(folder / "spec.json", dict(spec))
@@ -69,8 +69,10 @@ def build(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def search(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Encode and search every query, one at a time; latencies of both apart, and the peak of this process."""
+    from retrieval_kd.encoder import Encoder  # not in the process that builds, whose memory is measured
+
     queries = json.loads(Path(spec["queries"]).read_text(encoding="utf-8"))
-    encode = _encoder(spec["encoder"])
+    encode = Encoder.load(Path(spec["encoder"]), threads=1).encode
     opened = open_index(folder / "index", threads=1)
     cut = _cut(spec, _documents(spec)[1]) if spec["share"] else None
 
@@ -136,18 +138,6 @@ def _cut(spec: Mapping[str, Any], width: int) -> Callable[[NDArray[np.float32]],
         return np.where(unit, found / lengths, found).astype(np.float32)
 
     return cut
-
-
-def _encoder(spec: Mapping[str, Any]) -> Callable[[Sequence[str]], Vectors]:
-    """What makes vectors of query texts."""
-    folder = Path(spec["folder"])
-    if spec["kind"] == "table":
-        from retrieval_kd.query_table import QueryTable
-
-        return QueryTable.load(folder).encode
-    from retrieval_kd.encoder import Encoder
-
-    return Encoder.load(folder, threads=1).encode
 
 
 def _stack(vectors: Sequence[Vectors]) -> Vectors:

@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 from sentence_transformers.base.modules import Normalize
 
+from retrieval_kd.checks import forms_of
 from retrieval_kd.data import load_collection
 from retrieval_kd.encoder import Encoder, check_index
 from retrieval_kd.evaluate.quality import per_query
-from retrieval_kd.export import Quality, export_encoder
-from retrieval_kd.export_table import export_table
+from retrieval_kd.export import Quality
+from retrieval_kd.export_graph import export_graph
+from retrieval_kd.export_table import TABLES, export_table
 from retrieval_kd.forms import Form, parse_form
 from retrieval_kd.index import BLOCK, Vectors, build_index, open_index, read_manifest
 from retrieval_kd.pipeline.documents import encode_documents
 from retrieval_kd.pipeline.workspace import Workspace
-from retrieval_kd.query_table import QueryTable
 from retrieval_kd.sample import spread
 from retrieval_kd.sparse_towers import encode_sparse
 from retrieval_kd.teachers.bi_encoder import BiEncoder
-from retrieval_kd.towers import BAGS, Towers
+from retrieval_kd.towers import Towers
 from retrieval_kd.types import SIDES, Collection, Queries, Side
 
-TABLE = "table"  # the served form of a query tower that is a table of weights
 _PLAIN = parse_form("fp32")
 
 
@@ -51,12 +51,8 @@ def open_served(workspace: Workspace, threads: int) -> list[Served]:
     InputError where an index is there that another document tower made.
     """
     folder, indexes = workspace.folder / "served", workspace.folder / "index"
-    if (folder / TABLE).is_dir():
-        table = QueryTable.load(folder / TABLE)
-        check_index(table.manifest, read_manifest(indexes / "index"))
-        return [Served("student", table.encode, folder / TABLE, indexes / "index", "table", len(table.weights))]
     served = []
-    for form in forms_of(workspace):
+    for form in forms_of(workspace.recipe):
         encoder = Encoder.load(folder / form.name, threads)
         check_index(encoder.manifest, read_manifest(indexes / form.index))
         engine = f"{encoder.manifest['runtime']} {form.precision}"
@@ -71,14 +67,9 @@ def student_name(form: str) -> str:
     return "student" if form == "fp32" else f"student-{form}"
 
 
-def forms_of(workspace: Workspace) -> list[Form]:
-    """The forms that the recipe exports."""
-    return [parse_form(name) for name in workspace.recipe.export.forms]
-
-
 def cuts_of(workspace: Workspace) -> dict[str, Form]:
     """The indexes of the student's documents by name, each with a form that cuts them so: uncut, and as others do."""
-    return {form.index: form for form in [*forms_of(workspace), _PLAIN]}
+    return {form.index: form for form in [*forms_of(workspace.recipe), _PLAIN]}
 
 
 def build_indexes(workspace: Workspace, vectors: Vectors, document_ids: Sequence[str], folder: Path) -> None:
@@ -105,7 +96,7 @@ def export_forms(workspace: Workspace, folder: Path) -> dict[str, Any]:
         expected = _quality(_encode(workspace, texts), indexes / "index", queries, collection)
         facts["torch nDCG@10"] = round(expected, 6)
         tower: list[Any] = list(towers.query)
-        for form in forms_of(workspace):
+        for form in forms_of(workspace.recipe):
             given: dict[str, Any] = {
                 "identity": identities["query"],
                 "document_identity": identities["document"],
@@ -119,10 +110,10 @@ def export_forms(workspace: Workspace, folder: Path) -> dict[str, Any]:
                     {"collection": collection.name, "split": _split(workspace)},
                 ),
             }
-            if isinstance(tower[0], BAGS):
+            if isinstance(tower[0], TABLES):
                 manifest = export_table(tower, folder / form.name, form.name, **given)
             else:
-                manifest = export_encoder(
+                manifest = export_graph(
                     tower,
                     folder / form.name,
                     form.name,

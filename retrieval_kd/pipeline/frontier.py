@@ -7,6 +7,7 @@ import importlib.util
 import math
 import shutil
 import tomllib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_kd.checks import forms_of
 from retrieval_kd.corpus_vectors import CorpusVectors
+from retrieval_kd.encoder import MANIFEST
 from retrieval_kd.evaluate.frontier import DEEP, Measured, write_frontier
 from retrieval_kd.evaluate.measure import SERVED, measure
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.files import hash_texts, load_hits, map_array, read_json, size_bytes, write_json
 from retrieval_kd.index import BLOCK, FORMAT
 from retrieval_kd.pipeline.documents import SHARDS, VECTORS, document_vectors
-from retrieval_kd.pipeline.exporting import TABLE
 from retrieval_kd.pipeline.workspace import Workspace
 from retrieval_kd.progress import say
 from retrieval_kd.recipe import Point
@@ -59,9 +61,9 @@ def frontier(workspace: Workspace) -> dict[str, Any]:
     shared = _shared(workspace, inputs)
     found = []
     for point in points:
-        encoder = _encoder(workspace, point)
+        encoder = str(workspace.folder / "served" / str(point.query))
 
-        def work(folder: Path, point: Point = point, encoder: dict[str, str] = encoder) -> dict[str, Any]:
+        def work(folder: Path, point: Point = point, encoder: str = encoder) -> dict[str, Any]:
             spec = {
                 **{"index": point.index.model_dump(), "share": point.share, "encoder": encoder, **shared},
                 **{"depth": workspace.recipe.evaluation.depth, "repeats": settings.repeats},
@@ -94,7 +96,7 @@ def points_of(workspace: Workspace) -> tuple[list[Point], list[str]]:
     Default points whose packages are not installed are left out, and it is said. InputError for a point that the
     student cannot have.
     """
-    settings, forms = workspace.recipe.frontier, list(workspace.recipe.export.forms)
+    settings, forms = workspace.recipe.frontier, [form.name for form in forms_of(workspace.recipe)]
     points, steps = list(settings.points), list(settings.steps)
     if not points:
         text = files("retrieval_kd").joinpath(DEFAULTS).read_text(encoding="utf-8")
@@ -107,15 +109,14 @@ def points_of(workspace: Workspace) -> tuple[list[Point], list[str]]:
         steps = steps or table["steps"]
     whole = []
     for point in points:
-        for form in forms if point.query == "each" and not workspace.sparse else [point.query or forms[-1]]:
-            name = f"{point.name}-{form}" if point.query == "each" and not workspace.sparse else point.name
-            chosen = None if workspace.sparse else form
-            whole.append(point.model_copy(update={"name": name, "query": chosen, "index": _fill(workspace, point)}))
+        for form in forms if point.query == "each" else [point.query or forms[-1]]:
+            name = f"{point.name}-{form}" if point.query == "each" else point.name
+            whole.append(point.model_copy(update={"name": name, "query": form, "index": _fill(workspace, point)}))
     names = [point.name for point in whole]
     if not settings.steps:
         steps = [name for name in steps if name in names]
     for point in whole:
-        _check(workspace, point, names)
+        _check(workspace, point, names, forms)
     return whole, steps
 
 
@@ -123,7 +124,7 @@ def _installed(kind: str) -> bool:
     return all(importlib.util.find_spec(package) for package in NEEDS.get(kind, ()))
 
 
-def _check(workspace: Workspace, point: Point, names: list[str]) -> None:
+def _check(workspace: Workspace, point: Point, names: Sequence[str], forms: Sequence[str]) -> None:
     form = "sparse" if workspace.sparse else "dense"
     if names.count(point.name) > 1:
         raise InputError(f"two frontier points are called {point.name!r}; names are unique.")
@@ -132,10 +133,9 @@ def _check(workspace: Workspace, point: Point, names: list[str]) -> None:
     options("index", point.index)
     if workspace.sparse and (point.share is not None):
         raise InputError(f"frontier point {point.name!r}: share is of the coordinates of dense vectors; leave it out.")
-    if not workspace.sparse and point.query not in workspace.recipe.export.forms:
-        known = ", ".join(workspace.recipe.export.forms)
+    if point.query not in forms:
         raise InputError(
-            f"frontier point {point.name!r}: form {point.query!r} is not exported (export.forms): {known}."
+            f"frontier point {point.name!r}: form {point.query!r} is not exported (export.forms): {', '.join(forms)}."
         )
 
 
@@ -153,14 +153,6 @@ def _fill(workspace: Workspace, point: Point) -> Component:
             kept = width if point.share is None else max(1, round(width * point.share))
             chosen["factory"] = chosen["factory"].replace("{eighth}", str(max(1, kept // 8)))
     return Component(kind=point.index.kind, **chosen)
-
-
-def _encoder(workspace: Workspace, point: Point) -> dict[str, str]:
-    """What encodes a point's queries, as `measure` takes it."""
-    served = workspace.folder / "served"
-    if (served / TABLE).is_dir():
-        return {"kind": "table", "folder": str(served / TABLE)}
-    return {"kind": "encoder", "folder": str(served / (point.query or workspace.recipe.export.forms[0]))}
 
 
 def _shared(workspace: Workspace, inputs: list[Any]) -> dict[str, str]:
@@ -186,7 +178,7 @@ def _shared(workspace: Workspace, inputs: list[Any]) -> dict[str, str]:
     return {"vectors": facts["vectors"], **lists}
 
 
-def _measured(workspace: Workspace, point: Point, encoder: dict[str, str], made: dict[str, Any]) -> Measured:
+def _measured(workspace: Workspace, point: Point, encoder: str, made: dict[str, Any]) -> Measured:
     """A point as it was measured: nDCG@10 of the lists that would be served, recall of the deep ones."""
     folder = workspace.folder / FOLDER / "points" / point.name
     queries, ids = workspace.test_queries, workspace.collection.document_ids
@@ -196,12 +188,10 @@ def _measured(workspace: Workspace, point: Point, encoder: dict[str, str], made:
     label = str(point.index.options.get("factory", kind))
     if point.share is not None:
         label += f", {point.share:g} of the width"
-    engine = "table"
-    if encoder["kind"] == "encoder":
-        manifest = read_json(Path(encoder["folder"]) / "encoder.json")
-        engine = f"{manifest['runtime']} {manifest['precision']}"
+    manifest = read_json(Path(encoder) / MANIFEST)
+    engine = f"{manifest['runtime']} {manifest['precision']}"
     facts = {key: value for key, value in made.items() if key not in ("key", "version", "seconds")}
-    return Measured(System(point.name, engine, quality, served), label, facts, size_bytes(Path(encoder["folder"])))
+    return Measured(System(point.name, engine, quality, served), label, facts, size_bytes(Path(encoder)))
 
 
 def _teacher(workspace: Workspace) -> tuple[str, NDArray[np.float64]]:

@@ -11,7 +11,6 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
 from retrieval_kd.candidates import Candidates, merge, provenance
 from retrieval_kd.corpus_vectors import check_disk
@@ -19,13 +18,10 @@ from retrieval_kd.encoder import FORMAT as ENCODER_FORMAT
 from retrieval_kd.files import hash_texts, load_hits, map_array, read_run, save_hits, sha256, size_bytes, write_run
 from retrieval_kd.index import FORMAT, Vectors, estimate_bytes, open_index
 from retrieval_kd.pipeline.documents import VECTORS, corpus_form, document_vectors, encode_documents
-from retrieval_kd.pipeline.exporting import TABLE, build_indexes, cuts_of, export_forms, open_served
+from retrieval_kd.pipeline.exporting import build_indexes, cuts_of, export_forms, open_served
 from retrieval_kd.pipeline.workspace import Split, Workspace
 from retrieval_kd.progress import progress
-from retrieval_kd.query_table import FORMAT as TABLE_FORMAT
-from retrieval_kd.query_table import QueryTable, save_table
 from retrieval_kd.scoring import fill_scores, rerank, retrieve
-from retrieval_kd.sparse_towers import encode_sparse
 from retrieval_kd.store.store import Store
 from retrieval_kd.trainset import mark_positives
 from retrieval_kd.types import SIDES, Hits, InputError, Queries
@@ -200,44 +196,16 @@ def export(workspace: Workspace) -> None:
     """Write the query tower as one graph or table a form; refuse a form that loses more quality than allowed.
 
     fp32 must equal torch's vectors to `export.vector_tolerance`; every form must keep nDCG@10 on the test split, or
-    on `export.collection`, to `export.quality_tolerance` of torch's. A sparse query tower that is a table of weights
-    is written as such.
+    on `export.collection`, to `export.quality_tolerance` of torch's.
     """
     if workspace.reranks:
         return
     built = workspace.made("index", "index")["key"]
-    if workspace.sparse and type(workspace.sparse_towers.query[0]) is SparseStaticEmbedding:
-        _export_table(workspace)
-        return
     render = workspace.recipe.student.render
     read = workspace.fingerprint_texts("documents", "train", "test", renders=[render])
     identities = {side: workspace.tower_identity(side) for side in SIDES}
     inputs = [identities, workspace.recipe.export.model_dump(), read, built, ENCODER_FORMAT]
     workspace.make("served", inputs, lambda folder: export_forms(workspace, folder))
-
-
-def _export_table(workspace: Workspace) -> None:
-    """Write the table of an inference-free student; refuse one that gives other vectors than torch."""
-    identity = {side: workspace.tower_identity(side) for side in SIDES}
-
-    def work(folder: Path) -> dict[str, Any]:
-        towers = workspace.sparse_towers
-        tower: Any = towers.query[0]
-        weights = tower.weight.detach().numpy()
-        (folder / TABLE).mkdir()
-        tokenizer: Any = tower.tokenizer
-        fast, length = tokenizer.backend_tokenizer, tower.max_seq_length
-        save_table(folder / TABLE, fast, length, weights, identity["query"], identity["document"])
-        texts = list(workspace.query_texts("test", workspace.recipe.student.render)[:64])
-        difference = QueryTable.load(folder / TABLE).encode(texts) - encode_sparse(towers, texts, "query", "fp32")
-        if difference.nnz and abs(difference).max() > workspace.recipe.export.vector_tolerance:
-            raise InputError(
-                f"the exported table gives vectors that differ from torch's by {abs(difference).max():.2g}."
-            )
-        return {"parameters": len(weights)}
-
-    read = workspace.fingerprint_texts("test", renders=[workspace.recipe.student.render])
-    workspace.make("served", [identity, workspace.recipe.export.vector_tolerance, read, TABLE_FORMAT], work)
 
 
 def search(workspace: Workspace) -> None:

@@ -11,16 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from retrieval_kd import encoder as dense
-from retrieval_kd import query_table
 from retrieval_kd.data import load_collection
 from retrieval_kd.data.beir import read_texts
-from retrieval_kd.encoder import Encoder, check_index
+from retrieval_kd.encoder import MANIFEST, TOKENIZER, Encoder, check_index, matrix_of
 from retrieval_kd.index import Index, open_index, read_manifest
-from retrieval_kd.query_table import QueryTable
 from retrieval_kd.types import Hits, InputError
-
-Terms = tuple[NDArray[np.int64], NDArray[np.float32]]  # those of one text, rising, and their weights
 
 
 @dataclass(eq=False)
@@ -32,7 +27,7 @@ class Model:
     """
 
     name: str
-    encoder: Any  # Encoder, QueryTable or BM25
+    encoder: Any  # Encoder or BM25
     tokenizer: Tokenizer | None = None
     index: Index | None = None
     document_ids: Sequence[str] = ()
@@ -49,14 +44,12 @@ class Model:
     @property
     def vectors(self) -> str:
         """The form of its vectors: "dense", "sparse", perhaps "binary"; BM25 gives "none"."""
-        if self.looks_up:
-            return "sparse"
         return str(self.manifest.get("vectors", "dense" if self.manifest else "none"))
 
     @property
     def looks_up(self) -> bool:
         """Whether a text takes microseconds, so that nothing is gained by waiting for others."""
-        return isinstance(self.encoder, QueryTable)
+        return self.manifest.get("runtime") == "table"
 
     @property
     def one_by_one(self) -> bool:
@@ -66,8 +59,6 @@ class Model:
     @property
     def dimension(self) -> int:
         """The width of its vectors, 0 if it gives none."""
-        if isinstance(self.encoder, QueryTable):
-            return len(self.encoder.weights)
         return int(getattr(self.encoder, "dimension", 0))
 
     @property
@@ -97,31 +88,20 @@ class Model:
         if self.tokenizer is None:
             return [[] for _ in texts]
         prompted = [self.manifest.get("prompt", "") + text for text in texts]
-        special = not self.looks_up
-        return [found.ids for found in self.tokenizer.encode_batch_fast(prompted, add_special_tokens=special)]
+        return [found.ids for found in self.tokenizer.encode_batch_fast(prompted)]
 
-    def terms(self, texts: Sequence[str]) -> list[Terms]:
-        """The terms of each text and their weights, of a model of sparse vectors."""
-        if self.looks_up:
-            return [self.encoder.look_up(text) for text in texts]
-        vectors = self.encoder.encode(texts)
-        spans = [slice(*vectors.indptr[row : row + 2]) for row in range(len(texts))]
-        return [(vectors.indices[span], vectors.data[span]) for span in spans]
-
-    def from_terms(self, found: Sequence[Terms]) -> Any:
-        """The vectors of these terms and weights: scipy.sparse.csr_array (n, V) float32."""
-        import scipy.sparse
-
-        starts = np.cumsum([0, *(len(terms) for terms, _ in found)])
-        terms, weights = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-        return scipy.sparse.csr_array((weights, terms, starts), shape=(len(found), self.dimension))
+    def encode(self, texts: Sequence[str]) -> Sequence[Any]:
+        """A row of each text: its vector (D,), or of sparse vectors its terms and weights."""
+        rows: Sequence[Any] = self.encoder.terms(texts) if self.vectors == "sparse" else self.encoder.encode(texts)
+        return rows
 
     def search(self, rows: Sequence[Any], k: int) -> Hits:
         """The best documents of queries, given as its encoder makes them (vectors, or terms); of BM25, as texts."""
         if self.index is None:
             hits: Hits = self.encoder.retrieve(rows, k)
             return hits
-        return self.index.search(self.from_terms(rows) if self.vectors == "sparse" else np.stack(rows), k)
+        sparse = self.vectors == "sparse"
+        return self.index.search(matrix_of(rows, self.dimension) if sparse else np.stack(rows), k)
 
     def search_together(self, asked: Sequence[tuple[Any, int]]) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
         """(rows, scores) of the best documents of each (query, k); those of one k are one search."""
@@ -157,16 +137,15 @@ def load_model(folder: str, form: str | None = None, threads: int = 1) -> Model:
     path = Path(place)
     exported = _is_exported(path)
     encoder_folder = path if exported else _exported(path, form)
-    tokenizer = Tokenizer.from_file(str(encoder_folder / dense.TOKENIZER))
+    tokenizer = Tokenizer.from_file(str(encoder_folder / TOKENIZER))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    encoder = _load_encoder(encoder_folder, threads)
+    encoder = Encoder.load(encoder_folder, threads)
     index = None if exported else open_index(_index_of(path, encoder.manifest), threads)
     texts = None if index is None else _texts_in_order(path / "index" / "documents.jsonl", index.document_ids)
     model = Model(name or path.resolve().name, encoder, tokenizer, index, texts=texts)
     if index is not None:
-        rows = model.terms(["first"]) if model.vectors == "sparse" else model.encoder.encode(["first"])
-        model.search(rows, 1)  # numba compiles, files are mapped: not at a client's cost
+        model.search(model.encode(["first"]), 1)  # numba compiles, files are mapped: not at a client's cost
     return model
 
 
@@ -189,11 +168,7 @@ def load_bm25(collection: str, name: str = "bm25") -> Model:
 
 
 def _is_exported(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (dense.MANIFEST, query_table.MANIFEST))
-
-
-def _load_encoder(folder: Path, threads: int) -> Encoder | QueryTable:
-    return QueryTable.load(folder) if (folder / query_table.MANIFEST).is_file() else Encoder.load(folder, threads)
+    return (folder / MANIFEST).is_file()
 
 
 def _exported(folder: Path, form: str | None) -> Path:

@@ -40,10 +40,9 @@ class Service:
         self._searchers: dict[str, Batcher[tuple[Any, int], Any]] = {}
         for model in models:
             if model.vectors != "none" and not model.looks_up:
-                encode = model.terms if model.vectors == "sparse" else model.encoder.encode
                 observe = partial(monitor.batch, model.name, "encode")
                 own = replace(batching, texts=1) if model.one_by_one else batching
-                self._encoders[model.name] = Batcher(encode, encoding, own, limits.waiting_texts, observe)
+                self._encoders[model.name] = Batcher(model.encode, encoding, own, limits.waiting_texts, observe)
             if model.searchable:
                 observe = partial(monitor.batch, model.name, "search")
                 self._searchers[model.name] = Batcher(
@@ -78,7 +77,7 @@ class Service:
 
     async def encode(
         self, request: Request, model: Model, texts: Sequence[str], cut: bool = True
-    ) -> tuple[list[Any], int]:
+    ) -> tuple[Sequence[Any], int]:
         """A row of each text, and how many tokens were read; unless `cut`, texts that are too long are refused.
 
         A row is a vector (D,), or of a sparse model terms and weights.
@@ -92,8 +91,8 @@ class Service:
         if not model.looks_up:
             return await self._encoders[model.name].do(texts, tokens), sum(tokens)
         if sum(map(len, texts)) <= _INLINE:
-            return model.terms(texts), sum(tokens)
-        return await self._apart(lambda: model.terms(texts)), sum(tokens)
+            return model.encode(texts), sum(tokens)
+        return await self._apart(lambda: model.encode(texts)), sum(tokens)
 
     async def search(
         self, request: Request, model: Model, queries: Sequence[str], k: int

@@ -36,6 +36,7 @@ from retrieval_kd.weights import locate_model
 TEACHER = "sparse_encoder"  # the kind that reads a saved student
 VECTORS = "sparse"  # those of a text
 SEARCHES = True  # its vectors can be indexed
+FORMS = ("fp32",)  # of its query tower, which is a table
 
 
 class Options(SparseOptions):

@@ -24,6 +24,7 @@ from retrieval_kd.types import InputError
 TEACHER = "bi_encoder"  # the kind that reads a saved student
 VECTORS = "dense"  # those of a text
 SEARCHES = True  # its vectors can be indexed
+FORMS = ("fp32", "int8")  # of its query tower, which is a table
 
 
 class Options(BagOptions):

@@ -289,8 +289,8 @@ def test_a_table_that_is_not_the_student_is_refused(
 ) -> None:
     student = make("static", teacher, tmp_path / "start")
     same: dict[str, Any] = {"identity": {}, "document_identity": {}}
-    monkeypatch.setattr("retrieval_kd.static_table._unit", lambda vector: vector)
-    with pytest.raises(InputError, match="not written, because the exported table differs from torch by"):
+    monkeypatch.setattr("retrieval_kd.served_table._unit", lambda vector: vector)
+    with pytest.raises(InputError, match="not written, because the exported encoder differs from torch by"):
         export_table(list(student.query), tmp_path / "fp32", "fp32", check_texts=QUERIES, **same)
     assert not (tmp_path / "fp32").exists()
 

@@ -1,12 +1,13 @@
-"""Served tables: a text is a sum of rows, perhaps through a small network, with numpy alone.
+"""Served tables, with numpy alone: a text is its terms, each with its weight, or a sum of rows.
 
-One file holds the arrays: `rows` (V, D) float32, or int8 with `scales` (V,) float32; for n-grams their `keys` (V,)
-uint64, rising; and `layer0`, `layer1`, ... (E, D) float32 of the network.
+One file holds the arrays. Terms: `weights` (V,) float32. Rows: `rows` (V, D) float32, or int8 with `scales` (V,)
+float32; for n-grams their `keys` (V,) uint64, rising; and `layer0`, `layer1`, ... (E, D) float32 of a small network
+that the sum goes through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,34 @@ from retrieval_kd.ngrams import find_ngrams
 
 Precision = Literal["fp32", "int8"]
 Vector = NDArray[np.float32]
+Terms = tuple[NDArray[np.int64], Vector]  # those of one text, rising, and their weights
+
+
+def open_table(path: Path, settings: Mapping[str, Any]) -> Callable[[Sequence[Sequence[int]]], Any]:
+    """What a table makes of the token ids of texts; `settings` are those of n-grams and network.
+
+    The function gives vectors (n, D) float32, or, of a table of weights, the Terms of each text.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        found = dict(arrays)
+    return TermTable(found["weights"]).terms if "weights" in found else StaticTable(found, **settings).vectors
+
+
+class TermTable:
+    """The query side of an inference-free student: the weight of each term that a text consists of, once."""
+
+    def __init__(self, weights: Vector) -> None:
+        self._weights = weights
+
+    def terms(self, token_ids: Sequence[Sequence[int]]) -> list[Terms]:
+        """The terms of texts given by their token ids, less those of weight 0."""
+        return [self._look_up(ids) for ids in token_ids]
+
+    def _look_up(self, ids: Sequence[int]) -> Terms:
+        terms = np.array(sorted(set(ids)), np.int64)
+        weights = self._weights[terms]
+        active = weights != 0
+        return (terms, weights) if active.all() else (terms[active], weights[active])
 
 
 class StaticTable:
@@ -26,12 +55,6 @@ class StaticTable:
         self._rows, self._scales, self._keys = arrays["rows"], arrays.get("scales"), arrays.get("keys")
         self._layers = [arrays[f"layer{number}"] for number in range(sum(name.startswith("layer") for name in arrays))]
         self._longest, self._residual = longest, residual
-
-    @classmethod
-    def load(cls, path: Path, settings: Mapping[str, Any]) -> StaticTable:
-        """Open what `save_table` wrote; `settings` are the n-grams' and the network's."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(dict(arrays), **settings)
 
     def vectors(self, token_ids: Sequence[Sequence[int]]) -> Vector:
         """Vectors of unit length (n, D) of texts given by their token ids; of none that is known, zeros."""
