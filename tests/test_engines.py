@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kendalltau
-from tiny import WORDS, collection_of, tiny_sentence_transformer
+from tiny import WORDS, collection_of, tiny_classifier, tiny_sentence_transformer
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -40,14 +40,8 @@ COLLECTION = collection_of(DOCUMENTS)
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A bi-encoder, and a cross-encoder over the same tokenizer."""
     folder = tmp_path_factory.mktemp("models")
-    tower = tiny_sentence_transformer(folder / "transformer")
-    tower.save(str(folder / "bi_encoder"))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = BertConfig.from_pretrained(folder / "transformer", num_labels=1)
-        BertForSequenceClassification(config).save_pretrained(folder / "cross_encoder")
-    tower.tokenizer.save_pretrained(folder / "cross_encoder")
-    return {"bi_encoder": folder / "bi_encoder", "cross_encoder": folder / "cross_encoder"}
+    tiny_sentence_transformer(folder / "transformer").save(str(folder / "bi_encoder"))
+    return {"bi_encoder": folder / "bi_encoder", "cross_encoder": tiny_classifier(folder / "cross_encoder")}
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from filled_store import TEACHER, WIDTH, Killed, answers, filled, keys, rows
+from meanwhile import compact_once_listed
 
 from retrieval_kd.progress import console
 from retrieval_kd.store import lookup, operations
@@ -182,21 +183,9 @@ def test_readers_do_not_mind_compacting(tmp_path: Path, how: str, monkeypatch: p
         store.append_preferences(keys(1), keys(2), keys(3), np.ones(1, np.float32))
         store.append_rankings(keys(1), [keys(2, 3)])
         store.append_embeddings(keys(1), np.ones((1, 3), np.float32))
-    before, listed = READS[how](store), Store.parts
+    before = READS[how](store)
     assert READS["count"](store) is True
-    left = set(KINDS)
-
-    def parts(self: Store, kind: Kind) -> list[Path]:
-        found = listed(self, kind)
-        if kind in left:
-            left.remove(kind)
-            with monkeypatch.context() as patch:
-                patch.setattr(Store, "parts", listed)
-                assert compact(self, kind)["parts"] == 1
-            assert not any(path.exists() for path in found)
-        return found
-
-    monkeypatch.setattr(Store, "parts", parts)
+    left = compact_once_listed(store, monkeypatch)
     after = READS[how](store)
     assert left < set(KINDS)
     if how in ("preferences", "rankings"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_masked_lm, tiny_sentence_transformer
+from tiny import tiny_classifier, tiny_masked_lm
 from tiny_training import (
     DOCUMENTS,
     FUSED,
@@ -26,7 +26,6 @@ from tiny_training import (
     weights,
 )
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
 
 from retrieval_kd.losses import find_loss
 from retrieval_kd.stages import Regularizer, Term
@@ -99,13 +98,7 @@ def test_an_unfrozen_document_tower_learns_too(model: Path, tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("classifier")
-    tower = tiny_sentence_transformer(folder, width=16)
-    torch.manual_seed(0)
-    config = BertConfig.from_pretrained(folder, num_labels=1)
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tower.tokenizer.save_pretrained(folder)
-    return folder
+    return tiny_classifier(tmp_path_factory.mktemp("classifier"), width=16)
 
 
 def test_a_cross_encoder_trains_through_the_same_loop(classifier: Path, tmp_path: Path) -> None:
