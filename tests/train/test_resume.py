@@ -44,7 +44,7 @@ def train_two_stages(model: Path, folder: Path) -> None:
     torch.save((student.state_dict(), log), folder / "weights.pt")
 
 
-def test_a_run_killed_ten_times_ends_with_the_same_weights(model: Path, tmp_path: Path) -> None:
+def test_a_run_killed_five_times_ends_with_the_same_weights(model: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["retrieval_kd.train.loop", "retrieval_kd.students.dense"])
     for name in ("whole", "again", "killed"):
@@ -62,7 +62,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_weights(model: Path, tmp_path
         return sorted(str(path.relative_to(training)) for path in training.glob("*/checkpoint-*"))[-1:]
 
     places = []
-    for number in range(10):
+    for number in range(5):
         before = place()
         worker = context.Process(target=train_two_stages, args=(model, tmp_path / "killed"))
         worker.start()
@@ -118,6 +118,7 @@ def test_a_kill_while_an_old_checkpoint_goes_leaves_the_new_one(
         patch.setattr("retrieval_kd.train.checkpoints.Path.unlink", killed)
         with pytest.raises(KeyboardInterrupt):
             train(student, trainset, stage, RESUMED, tmp_path / "killed", "x")
+    (tmp_path / "killed/.checkpoint-00000006.pt.1").write_bytes(b"half")  # as another kill leaves it
     train(resumed := fresh(), trainset, stage, RESUMED, tmp_path / "killed", "x")
     assert equal(weights(resumed), weights(expected))
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["checkpoint-00000006.pt", "log.jsonl"]
