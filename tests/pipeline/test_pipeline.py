@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,12 +108,12 @@ def test_a_second_run_skips_everything(
 def test_another_seed_retrains_and_no_more(
     place: Path, report: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copytree(place / "work/tiny", place / "work/seeded")
     capsys.readouterr()
-    pipeline.run(workspace(place, "tiny", "training.seed=7"))
+    pipeline.run(Workspace(place / "tiny.toml", place / "work/seeded", overrides=["training.seed=7"]))
     done, changed = notes(capsys)
     assert changed == SINCE_TRAINING
     assert set(done) == {*BEFORE_TRAINING, *BASELINES}
-    pipeline.run(workspace(place))  # back, for the tests after this one
 
 
 def test_processes_share_the_training_of_a_recipe(place: Path, report: dict[str, object]) -> None:
