@@ -1,14 +1,20 @@
-"""Folders of runs to serve, made in a moment, and an application asked without a socket."""
+"""Folders of runs to serve, made in a moment, and an application behind a socket or asked without one."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import uvicorn
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from transformers import PreTrainedTokenizerFast
 
@@ -62,6 +68,20 @@ def sparse_run(folder: Path, exported: Path) -> Path:
     build_index(kind, vectors, folder / "index/index", document_ids=list(DOCUMENTS), identity={"student": "free"})
     write_documents(folder)
     return folder
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """The application behind a socket, in a thread."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(timeout=10)
 
 
 async def ask(

@@ -118,7 +118,9 @@ def test_a_mistyped_recipe_is_one_line(tmp_path: Path) -> None:
 
 
 def test_serving_what_is_not_there_is_one_line(tmp_path: Path) -> None:
-    one_line(rkd("serve", "work/none", folder=tmp_path), str(Path("work/none")))
+    said = "work/none is neither an exported encoder nor a finished run: work/none/served has none."
+    one_line(rkd("serve", "work/none", folder=tmp_path), said)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["run", "r.toml", "--colour"], ["rnu"]])

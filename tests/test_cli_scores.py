@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from toy import write_beir
 from typer.testing import CliRunner
 
 from retrieval_kd import cli
@@ -45,14 +46,8 @@ def facts(*arguments: object, code: int = 0) -> dict[str, Any]:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A BEIR folder `toy`, a run, and a store with the scores of the run in three parts."""
-    (tmp_path / "toy/qrels").mkdir(parents=True)
-    write = {
-        "corpus.jsonl": [{"_id": f"d{n}", "title": "", "text": f"text {n}"} for n in range(3)],
-        "queries.jsonl": [{"_id": f"q{n}", "text": f"query {n}"} for n in range(2)],
-    }
-    for name, lines in write.items():
-        (tmp_path / "toy" / name).write_text("\n".join(map(json.dumps, lines)))
-    (tmp_path / "toy/qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td2\t1\n")
+    texts = [f"text {number}" for number in range(3)]
+    write_beir(tmp_path / "toy", texts, ["query 0", "query 1"], {"train": {0: {0: 1}, 1: {2: 1}}})
     (tmp_path / "run.trec").write_text(RUN)
     facts("import", "trec", tmp_path / "run.trec", *target(tmp_path))
     store = Store.open(tmp_path / "store", "other", {"kind": "bm25"})

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from openai import OpenAI
-from served import DOCUMENTS, TEXTS, dense_run, sparse_run
+from served import DOCUMENTS, TEXTS, dense_run, running, sparse_run
 
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.server import create_app, load_model
@@ -31,16 +27,8 @@ def runs(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(runs: Path) -> Iterator[str]:
     """`rkd serve dense sparse`, in a thread."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        app = create_app([load_model(str(runs / "dense")), load_model(str(runs / "sparse"))])
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(timeout=10)
+    with running(create_app([load_model(str(runs / "dense")), load_model(str(runs / "sparse"))])) as address:
+        yield address
 
 
 def best(url: str, model: str, query: str, k: int) -> list[str]:

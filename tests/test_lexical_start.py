@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import bm25s
@@ -91,11 +92,16 @@ def test_it_counts_the_models_tokens(tmp_path: Path) -> None:
         make_lexical_model(tmp_path / "plain", [], 24, 2, False)
     module = make_lexical_model(tmp_path / "plain", texts, 24, 2, False)
     head = head_of(module.auto_model)
+    read = [module.tokenizer(text, add_special_tokens=False)["input_ids"][:24] for text in texts]
+    assert any(len(set(ids)) < len(ids) for ids in read)
     counts = count_terms(module.tokenizer, texts, 24)
-    common = np.flatnonzero((counts > 0).sum(0) > 0.2 * len(texts))
-    assert len(common)
-    assert (head.bias.detach().numpy()[common] == -1).all()
-    assert counts.sum() == sum(min(24, len(module.tokenizer(t, add_special_tokens=False)["input_ids"])) for t in texts)
+    for row, ids in zip(counts.toarray(), read, strict=True):
+        assert {term: row[term] for term in np.flatnonzero(row)} == Counter(ids)
+    texts_with = Counter(term for ids in read for term in set(ids))
+    common = {term for term, number in texts_with.items() if number > 0.2 * len(texts)}
+    assert common
+    silent = np.flatnonzero(head.bias.detach().numpy() == -1)
+    assert set(silent.tolist()) == common | set(module.tokenizer.all_special_ids)
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from tiny import WORDS, tiny_sentence_transformer
+from tiny import tiny_sentence_transformer
+from toy import draw_texts, write_beir
 from typer.testing import CliRunner
 
 from retrieval_kd import cli, pipeline
@@ -70,18 +71,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BEIR folder of short texts, its last query without a relevant document, and a recipe."""
     folder = tmp_path_factory.mktemp("negatives")
     tiny_sentence_transformer(folder / "transformer").save(str(folder / "model"))
-    rng = np.random.default_rng(5)
-    data = folder / "toy"
-    (data / "qrels").mkdir(parents=True)
-    documents = [" ".join(rng.choice(WORDS[7:], 9, replace=False)) for _ in range(DOCUMENTS)]
-    queries = [" ".join(rng.choice(documents[number].split(), 4, replace=False)) for number in range(QUERIES)]
-    lines = [json.dumps({"_id": f"d{n}", "title": "", "text": text}) for n, text in enumerate(documents)]
-    (data / "corpus.jsonl").write_text("\n".join(lines) + "\n")
-    lines = [json.dumps({"_id": f"q{n}", "text": text}) for n, text in enumerate(queries)]
-    (data / "queries.jsonl").write_text("\n".join(lines) + "\n")
-    judged = [f"q{n}\td{n}\t1\nq{n}\td{n + 20}\t2" for n in range(QUERIES - 1)] + [f"q{QUERIES - 1}\td0\t0"]
-    for split in ("train", "test"):
-        (data / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(judged) + "\n")
+    qrels = {n: {n: 1, n + 20: 2} for n in range(QUERIES - 1)} | {QUERIES - 1: {0: 0}}
+    texts = draw_texts(DOCUMENTS, QUERIES, words=4, seed=5)
+    data = write_beir(folder / "toy", *texts, {"train": qrels, "test": qrels})
     (folder / "r.toml").write_text(RECIPE.format(data=data, model=folder / "model"))
     return folder
 

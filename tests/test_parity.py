@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from meanwhile import compact_once_listed
 from scipy.stats import kendalltau
 from tiny import WORDS, tiny_sentence_transformer
+from toy import own_document, write_beir
 from typer.testing import CliRunner
 
 from retrieval_kd import cli
@@ -18,8 +20,6 @@ from retrieval_kd.diagnostics.parity import compare
 from retrieval_kd.pipeline.parity import check_stores
 from retrieval_kd.progress import console
 from retrieval_kd.store.keys import text_keys
-from retrieval_kd.store.operations import compact
-from retrieval_kd.store.parts import Kind
 from retrieval_kd.store.store import Store
 from retrieval_kd.types import Collection, InputError, Queries
 
@@ -60,15 +60,9 @@ def test_by_hand() -> None:
 def toy(tmp_path: Path) -> Path:
     """A BEIR folder, a bi-encoder, and a recipe over both."""
     rng = np.random.default_rng(0)
-    (tmp_path / "toy/qrels").mkdir(parents=True)
     documents = [" ".join(rng.choice(WORDS, rng.integers(3, 15))) for _ in range(30)]
-    corpus = [{"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(documents)]
-    queries = [{"_id": f"q{n}", "text": " ".join(documents[n].split()[:4])} for n in range(6)]
-    for name, lines in (("corpus", corpus), ("queries", queries)):
-        (tmp_path / "toy" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    for split in ("train", "test"):
-        lines = [f"q{n}\td{n}\t1" for n in range(6)]
-        (tmp_path / f"toy/qrels/{split}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]))
+    queries = [" ".join(text.split()[:4]) for text in documents[:6]]
+    write_beir(tmp_path / "toy", documents, queries, {"train": own_document(6), "test": own_document(6)})
     tiny_sentence_transformer(tmp_path / "transformer").save(str(tmp_path / "model"))
     (tmp_path / "recipe.toml").write_text(
         f"""
@@ -150,18 +144,11 @@ def test_stores_are_compacted_meanwhile(tmp_path: Path, monkeypatch: pytest.Monk
     for store, values in ((one, [1, 2]), (two, [1, 2.5])):
         for _ in range(2):
             store.append_scores(*keys, np.array(values, np.float32))
-    expected, listed, left = check_stores(one, two), Store.parts, [two]
-
-    def parts(store: Store, kind: Kind) -> list[Path]:
-        found = listed(store, kind)
-        if store in left:
-            left.remove(store)
-            assert compact(store, kind)["parts"] == 1
-        return found
-
-    monkeypatch.setattr(Store, "parts", parts)
+    expected = check_stores(one, two)
+    left = compact_once_listed(two, monkeypatch)
     assert check_stores(one, two) == expected
-    assert (left, len(listed(two, "scores")), expected.pairs) == ([], 1, 2)
+    assert "scores" not in left
+    assert expected.pairs == 2
 
 
 def test_a_split_without_queries_shares_nothing(tmp_path: Path) -> None:

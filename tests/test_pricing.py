@@ -12,6 +12,7 @@ import pytest
 from fake_endpoint import FakeEndpoint, ok, serve
 from test_judgements import Lists, Pairs
 from tiny import collection_of, tiny_sentence_transformer
+from toy import write_beir
 from typer.testing import CliRunner
 
 from retrieval_kd import cli, cli_pricing, pricing
@@ -206,13 +207,8 @@ def test_what_is_unknown_is_shown_so(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_the_command_prints_a_table_and_writes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "toy/qrels").mkdir(parents=True)
-    corpus = [{"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(DOCUMENTS)]
-    queries = [{"_id": f"q{n}", "text": text} for n, text in enumerate(QUERIES)]
-    for name, lines in (("corpus", corpus), ("queries", queries)):
-        (tmp_path / "toy" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    for split in ("train", "test"):
-        (tmp_path / f"toy/qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td2\t1\n")
+    qrels = {0: {0: 1}, 1: {2: 1}}
+    write_beir(tmp_path / "toy", DOCUMENTS, QUERIES, {"train": qrels, "test": qrels})
     tiny_sentence_transformer(tmp_path / "transformer").save(str(tmp_path / "model"))
     (tmp_path / "recipe.toml").write_text(
         f"""

@@ -279,7 +279,7 @@ def test_unknown_kinds_are_named() -> None:
         kind_module("teachers", "bm52")
     with pytest.raises(InputError, match="no index kind 'zzzz'; known:"):
         options("index", Component(kind="zzzz"))
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="no teachers kind '__init__'"):
         kind_module("teachers", "__init__")
 
 

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
-from served import DOCUMENTS, TEXTS, dense_run, sparse_run
+from served import DOCUMENTS, TEXTS, dense_run, running, sparse_run
 
 from retrieval_kd import server
 from retrieval_kd.encoder import Encoder
@@ -313,18 +311,9 @@ def test_port_in_use_is_an_input_error(exported: Path) -> None:
 @pytest.fixture(scope="module")
 def address(runs: Path) -> Iterator[str]:
     """The server behind a real socket, in a thread, with small batches and two workers."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        app = create_app([load_model(str(runs / "tiny"), "fp32")], batching=Batching(texts=4, workers=2))
-        running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        for _ in range(200):
-            if running.started:
-                break
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        running.should_exit = True
-        thread.join(timeout=10)
+    app = create_app([load_model(str(runs / "tiny"), "fp32")], batching=Batching(texts=4, workers=2))
+    with running(app) as found:
+        yield found
 
 
 def test_openai_client(address: str, encoder: Encoder) -> None:

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from served import DOCUMENTS, dense_run, sparse_run
+from served import DOCUMENTS, dense_run, running, sparse_run
 
 from retrieval_kd.server import create_app, load_bm25, load_model
 
@@ -23,20 +18,6 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run"]
-
-
-@contextmanager
-def running(app: Any) -> Iterator[str]:
-    """The application behind a socket, in a thread."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(timeout=10)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +125,10 @@ def test_the_key_is_asked_for(browser: Any, runs: Path) -> None:
         page.fill("#key", "wrong")
         page.keyboard.press("Enter")
         page.wait_for_selector("#summary.bad >> text=Send the API key")
+        assert page.locator("section").count() == 0
         page.fill("#key", "secret")
         page.keyboard.press("Enter")
         page.wait_for_selector("text=One system, 5 documents.")
+        assert page.locator("section").count() == 1
+        assert page.locator("#key-row.shown").count() == 0
         page.close()

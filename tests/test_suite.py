@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytrec_eval
-import torch
-from tiny import WORDS, tiny_sentence_transformer
-from transformers import BertConfig, BertForSequenceClassification
+from tiny import tiny_classifier, tiny_sentence_transformer
+from toy import draw_texts, write_beir
 from typer.testing import CliRunner
 
 from retrieval_kd import cli
@@ -84,27 +83,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> Path:
     """A collection whose queries are documents too, models, a run of somebody else, and a trained student."""
     folder = tmp_path_factory.mktemp("suite")
     tiny_sentence_transformer(folder / "transformer").save(str(folder / "model"))
-    tower = tiny_sentence_transformer(folder / "classifier", width=16)
-    torch.manual_seed(0)
-    config = BertConfig.from_pretrained(folder / "classifier", num_labels=1)
-    BertForSequenceClassification(config).save_pretrained(folder / "classifier")
-    tower.tokenizer.save_pretrained(folder / "classifier")
+    tiny_classifier(folder / "classifier", width=16)
     tiny_sentence_transformer(folder / "weights").save(str(folder / "work" / "student"))
     shutil.copytree(exported / "fp32", folder / "work" / "served" / "fp32")
     recipe = {"precision": "fp32", "student": {"kind": "dense", "model": "x", "render": {}}}
     (folder / "work" / "recipe.json").write_text(json.dumps(recipe))
-    generator = np.random.default_rng(1)
-    data = folder / "data" / "toy"
-    (data / "qrels").mkdir(parents=True)
-    documents = [" ".join(generator.choice(WORDS[7:], 9, replace=False)) for _ in range(20)]
-    queries = [" ".join(generator.choice(documents[number].split(), 3, replace=False)) for number in range(8)]
-    lines = [json.dumps({"_id": f"d{n}", "title": "", "text": text}) for n, text in enumerate(documents)]
-    lines += [json.dumps({"_id": f"q{n}", "title": "", "text": text}) for n, text in enumerate(queries)]
-    (data / "corpus.jsonl").write_text("\n".join(lines))
-    lines = [json.dumps({"_id": f"q{n}", "text": text}) for n, text in enumerate(queries)]
-    (data / "queries.jsonl").write_text("\n".join(lines))
-    judged = [f"q{n}\td{row}\t{grade}" for n in range(8) for row, grade in ((n, 2), (n + 8, 1), (n + 3, 0))]
-    (data / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(judged) + "\n")
+    judged = {number: {number: 2, number + 8: 1, number + 3: 0} for number in range(8)}
+    data = write_beir(folder / "data" / "toy", *draw_texts(), {"test": judged})
+    with (data / "corpus.jsonl").open("a") as corpus:
+        corpus.write((data / "queries.jsonl").read_text())
     run = [f"q{n} Q0 d{row} 1 {-row} x" for n in range(1, 9) for row in range(9)]  # q0 is not there, q8 not judged
     (folder / "theirs.trec").write_text("\n".join(run) + "\n")
     (folder / "mine.toml").write_text(SUITE.format(place=folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import threading
@@ -15,8 +14,8 @@ import checksum_teacher
 import numpy as np
 import pytest
 from checksum_teacher import Checksum, Dying, Vectors
-from tiny import collection_of, tiny_sentence_transformer
-from transformers import BertConfig, BertForSequenceClassification
+from tiny import collection_of, tiny_classifier, tiny_sentence_transformer
+from toy import own_document, write_beir
 from typer.testing import CliRunner
 
 from retrieval_kd import answers, cli, pipeline, workers
@@ -178,11 +177,7 @@ terms = [{{ loss = "kl", teachers = ["bm25", "reader"], normalize = "minmax" }}]
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `rkd score` is told about processes reaches each teacher, which another process can make."""
-    (tmp_path / "toy/qrels").mkdir(parents=True)
-    (tmp_path / "toy/corpus.jsonl").write_text(json.dumps({"_id": "d0", "title": "", "text": "open the file"}))
-    (tmp_path / "toy/queries.jsonl").write_text(json.dumps({"_id": "q0", "text": "open"}))
-    for split in ("train", "test"):
-        (tmp_path / f"toy/qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\n")
+    write_beir(tmp_path / "toy", ["open the file"], ["open"], {"train": own_document(1), "test": own_document(1)})
     tiny_sentence_transformer(tmp_path / "t").save(str(tmp_path / "model"))
     (tmp_path / "r.toml").write_text(RECIPE.format(place=tmp_path))
     seen: list[pipeline.Workspace] = []
@@ -201,18 +196,10 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("kind", ["cross_encoder", "bi_encoder"])
 def test_an_int8_teacher_is_made_from_its_calibration_sample(kind: str, tmp_path: Path) -> None:
     """Another process gets a few documents as the teacher reads them, and makes the same teacher of them."""
-    (tmp_path / "toy/qrels").mkdir(parents=True)
     texts = [f"sort list number {number}" for number in range(300)]
-    corpus = [json.dumps({"_id": f"d{n}", "title": "", "text": text}) for n, text in enumerate(texts)]
-    (tmp_path / "toy/corpus.jsonl").write_text("\n".join(corpus))
-    (tmp_path / "toy/queries.jsonl").write_text(json.dumps({"_id": "q0", "text": "sort"}))
-    for split in ("train", "test"):
-        (tmp_path / f"toy/qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1")
-    tower = tiny_sentence_transformer(tmp_path / "transformer")
-    tower.save(str(tmp_path / "bi_encoder"))
-    config = BertConfig.from_pretrained(tmp_path / "transformer", num_labels=1)
-    BertForSequenceClassification(config).save_pretrained(tmp_path / "cross_encoder")
-    tower.tokenizer.save_pretrained(tmp_path / "cross_encoder")
+    write_beir(tmp_path / "toy", texts, ["sort"], {"train": own_document(1), "test": own_document(1)})
+    tiny_sentence_transformer(tmp_path / "transformer").save(str(tmp_path / "bi_encoder"))
+    tiny_classifier(tmp_path / "cross_encoder")
     (tmp_path / "recipe.toml").write_text(
         f"""
         data = {{ collection = "{tmp_path / "toy"}" }}

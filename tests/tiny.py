@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 from retrieval_kd.types import Collection
 
@@ -101,6 +101,19 @@ def tiny_masked_lm(folder: Path, *, layers: int = 2, width: int = 32, seed: int 
             model.cls.predictions.bias.normal_(-1.5, 0.5)
             model.cls.predictions.decoder.bias.copy_(model.cls.predictions.bias)
     model.save_pretrained(folder)
+    return folder
+
+
+def tiny_classifier(folder: Path, *, labels: int = 1, layers: int = 2, width: int = 32, seed: int = 0) -> Path:
+    """Save a cross-encoder of so many logits, which differ from text to text."""
+    tokenizer = _tokenizer()
+    tokenizer.model_max_length = MAX_LENGTH
+    tokenizer.save_pretrained(folder)
+    config = _config(len(tokenizer), layers, width)
+    config.num_labels = labels
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
-from tiny import WORDS, tiny_masked_lm, tiny_sentence_transformer
+from tiny import tiny_masked_lm, tiny_sentence_transformer
+from toy import draw_texts, own_document, write_beir
 
 RECIPE = """
 [data]
@@ -46,17 +45,7 @@ def write_tiny_run(folder: Path, kind: str = "dense") -> Path:
         tiny_sentence_transformer(folder / "transformer").save(str(folder / "model"))
     else:
         tiny_masked_lm(folder / "model")
-    rng = np.random.default_rng(1)
-    data = folder / "toy"
-    (data / "qrels").mkdir(parents=True)
-    documents = [" ".join(rng.choice(WORDS[7:], 9, replace=False)) for _ in range(20)]
-    queries = [" ".join(rng.choice(documents[number].split(), 3, replace=False)) for number in range(8)]
-    for file, prefix, texts in (("corpus", "d", documents), ("queries", "q", queries)):
-        lines = [json.dumps({"_id": f"{prefix}{n}", "text": text}) for n, text in enumerate(texts)]
-        (data / f"{file}.jsonl").write_text("\n".join(lines) + "\n")
-    for split in ("train", "test"):
-        judged = [f"q{n}\td{n}\t1" for n in range(8)]
-        (data / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(judged) + "\n")
+    data = write_beir(folder / "toy", *draw_texts(), {"train": own_document(), "test": own_document()})
     recipe = folder / "tiny.toml"
     recipe.write_text(RECIPE.format(data=data, kind=kind, model=folder / "model"))
     return recipe

@@ -21,6 +21,7 @@ VECTORS = ("dense", "binary")
 _VECTORS = "index.faiss"
 TRAINED = 2**18  # vectors of a large collection that quantisers and centroids are fitted to ...
 _A_LIST = 64  # ... or so many for each list of IVF, if that is more
+# So many queries read the vectors once for all, in one matrix product; FAISS 1.15 itself does so from some 300 on.
 _TOGETHER = 8  # measured: fewer are faster one by one
 
 
@@ -114,15 +115,13 @@ class FaissIndex:
                 "belong together; build it again."
             )
         self._threads = threads
-        # So many queries read the vectors once for all, in one matrix product; FAISS 1.15 does so from some 300 on.
-        together = _TOGETHER * manifest["dimension"]
-        faiss.cvar.distance_compute_blas_threshold = min(together, faiss.cvar.distance_compute_blas_threshold)
+        self._together = _TOGETHER * manifest["dimension"]
 
     def search(self, vectors: NDArray[Any], k: int) -> Hits:
         """The best `k` documents of each query by inner product, of signs as +1 and -1; an approximate index may find
         fewer.
         """
-        with _using(self._threads):
+        with _using(self._threads, self._together):
             if self._bits is None:
                 scores, rows = self._index.search(np.ascontiguousarray(vectors, np.float32), k)
                 return in_order(rows, scores)
@@ -182,11 +181,17 @@ def _reason(error: RuntimeError) -> str:
 
 
 @contextmanager
-def _using(threads: int) -> Iterator[None]:
-    """Let FAISS use so many threads, and put the process's number back."""
-    before = faiss.omp_get_max_threads()
+def _using(threads: int, together: int) -> Iterator[None]:
+    """Let FAISS use so many threads, and one matrix product from `together` numbers of queries on; put both back.
+
+    The second is one number of the process, no parameter of a search. Threads that search at once in indexes of two
+    widths may meet each other's: that changes how fast the queries of one call are, and not what they find.
+    """
+    before = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
     faiss.omp_set_num_threads(threads)
+    faiss.cvar.distance_compute_blas_threshold = together
     try:
         yield
     finally:
-        faiss.omp_set_num_threads(before)
+        faiss.omp_set_num_threads(before[0])
+        faiss.cvar.distance_compute_blas_threshold = before[1]

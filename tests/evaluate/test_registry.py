@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import ir_datasets
 import pytest
+from toy import write_beir
 
 from retrieval_kd.data import irds
 from retrieval_kd.evaluate import registry as module
@@ -59,14 +59,9 @@ def test_counts_that_differ_are_told() -> None:
 
 
 def beir_folder(folder: Path, documents: int, queries: int = 1) -> Path:
-    (folder / "qrels").mkdir(parents=True)
-    lines = [json.dumps({"_id": f"d{number}", "title": "", "text": "x"}) for number in range(documents)]
-    (folder / "corpus.jsonl").write_text("\n".join(lines))
-    lines = [json.dumps({"_id": f"q{number}", "text": "y"}) for number in range(queries)]
-    (folder / "queries.jsonl").write_text("\n".join(lines))
-    judged = "".join(f"q{number}\td0\t1\n" for number in range(queries))
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
-    return folder
+    return write_beir(
+        folder, ["x"] * documents, ["y"] * queries, {"test": {number: {0: 1} for number in range(queries)}}
+    )
 
 
 def test_another_copy_is_refused_or_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

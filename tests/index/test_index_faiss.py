@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -136,11 +137,22 @@ def test_manifest_and_open(tmp_path: Path) -> None:
     assert index.search(vectors[2:3], 1).rows.tolist() == [[2]]
 
 
-def test_threads_are_put_back(tmp_path: Path) -> None:
-    make(tmp_path / "index", random_vectors(5))
-    before = faiss.omp_get_max_threads()
-    Index(tmp_path / "index", threads=before + 1).search(random_vectors(2), 3)
-    assert faiss.omp_get_max_threads() == before
+def test_the_settings_of_the_process_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a search, FAISS has the index's threads, and takes eight queries together; after it, what it had."""
+    documents = random_vectors(5)
+    make(tmp_path / "index", documents)
+
+    def settings() -> tuple[int, int]:
+        return faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
+
+    before, inside = settings(), []
+    index = Index(tmp_path / "index", threads=before[0] + 1)
+    opened = index._opened._index
+    fake = SimpleNamespace(search=lambda vectors, k: inside.append(settings()) or opened.search(vectors, k))
+    monkeypatch.setattr(index._opened, "_index", fake)
+    index.search(random_vectors(2), 3)
+    assert inside == [(before[0] + 1, 8 * documents.shape[1])]
+    assert settings() == before
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,9 @@ def test_positives_are_kept_apart_whatever_their_score(tmp_path: Path, layout: s
     preferring = replace(SCORED, preferences=[(1, 0, 0.75), (0, 2, 0.25)])
     find_writer(layout)(path, [preferring])
     scores, marks, preferred = {}, {}, set()
-    for record in read_records(layout, path):
+    records = list(read_records(layout, path))
+    assert records
+    for record in records:
         names = record.document_ids or [text.lower() for text in record.documents or []]
         assert (record.query_id or record.query) in ("q", "a query")
         scores |= dict(zip(names, record.scores or [], strict=False))

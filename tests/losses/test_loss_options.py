@@ -85,6 +85,7 @@ def test_options_are_checked(name: str, options: dict[str, Any], message: str) -
 
 
 def test_good_options_pass() -> None:
+    """A whole number where a number is wanted, none where none may be, the names of choices: nothing is raised."""
     check_options(find_loss("kl"), {"temperature": 2, "teacher_temperature": None, "squared": False}, "here")
     check_options(find_loss("lambda_rank"), {"scheme": "ndcg2", "k": 10}, "here")
     check_options(find_loss("margin_mse"), {}, "here")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from minimal import existing_kinds, live_kind, recipe_text, roles_of, student_kind
-from tiny import WORDS, tiny_masked_lm, tiny_sentence_transformer
+from tiny import WORDS, tiny_classifier, tiny_masked_lm, tiny_sentence_transformer
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from toy import write_beir
 
 from retrieval_kd import pipeline
 from retrieval_kd.methods import method_names, read_method
@@ -55,17 +55,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     static.begin(static.Options(model=str(folder / "model")), TEXTS["document"], folder / "table")
     small = lexical.Options(model=str(folder / "model"), hidden=(8, 8), dimension=WIDTH)
     lexical.begin(small, TEXTS["document"], folder / "ngrams")
-    config = BertConfig.from_pretrained(folder / "model-transformer", num_labels=1)
-    torch.manual_seed(0)
-    BertForSequenceClassification(config).save_pretrained(folder / "classifier")
-    tower.tokenizer.save_pretrained(folder / "classifier")
-    (folder / "toy/qrels").mkdir(parents=True)
-    for file, prefix, texts in (("corpus", "d", TEXTS["document"]), ("queries", "q", TEXTS["query"])):
-        lines = [json.dumps({"_id": f"{prefix}{n}", "text": text}) for n, text in enumerate(texts)]
-        (folder / "toy" / f"{file}.jsonl").write_text("\n".join(lines) + "\n")
-    for split in ("train", "test"):
-        judged = [f"q{n}\td{n}\t2\nq{n}\td{n + 9}\t1" for n in range(QUERIES)]
-        (folder / f"toy/qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(judged) + "\n")
+    tiny_classifier(folder / "classifier", layers=4, width=WIDTH)
+    qrels = {number: {number: 2, number + 9: 1} for number in range(QUERIES)}
+    write_beir(folder / "toy", TEXTS["document"], TEXTS["query"], {"train": qrels, "test": qrels})
     return folder
 
 

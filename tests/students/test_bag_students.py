@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import DOCUMENTS, QUERIES, batch_of
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tiny import WORDS, tiny_sentence_transformer
+from tiny import tiny_sentence_transformer
 
 from retrieval_kd.bag_student import BagStudent
 from retrieval_kd.encoder import Encoder
@@ -25,9 +26,6 @@ from retrieval_kd.tables import Component
 from retrieval_kd.towers import load_towers
 from retrieval_kd.types import InputError
 
-RNG = np.random.default_rng(0)
-QUERIES = [" ".join(RNG.choice(WORDS, RNG.integers(1, 6))) for _ in range(6)]
-DOCUMENTS = [" ".join(RNG.choice(WORDS, RNG.integers(2, 40))) for _ in range(9)]  # some beyond the 24 tokens
 SMALL: dict[str, Any] = {"hidden": (8, 12), "dimension": 6, "longest": 3}
 STUDENTS: list[tuple[str, dict[str, Any]]] = [
     ("static", {}),
@@ -68,11 +66,8 @@ def shake(student: BagStudent) -> None:
 
 def vectors(student: BagStudent) -> tuple[Any, Any, Any]:
     """Vectors of both sides and all scores, through the forward pass that training uses."""
-    sides = (QUERIES, "query"), (DOCUMENTS, "document")
-    tokens = [[np.array(ids, np.int32) for ids in student.tokenize(texts, side)] for texts, side in sides]
-    columns = torch.arange(len(DOCUMENTS)).repeat(len(QUERIES), 1)
     with torch.no_grad():
-        outputs = student(Batch(tokens[0], tokens[1], columns))
+        outputs = student(batch_of(student, QUERIES, DOCUMENTS))
     assert outputs.queries is not None
     assert outputs.documents is not None
     return outputs.queries.numpy(), outputs.documents.numpy(), outputs.scores.numpy()

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from sentence_transformers import CrossEncoder
-from tiny import WORDS, collection_of, stored_as, tiny_sentence_transformer
-from transformers import BertConfig, BertForSequenceClassification
+from tiny import WORDS, collection_of, stored_as, tiny_classifier, tiny_sentence_transformer
 
-from retrieval_kd.students import Batch, load_student
+from retrieval_kd.students import load_student
 from retrieval_kd.students.cross_encoder import CrossEncoderStudent
 from retrieval_kd.tables import Component
 from retrieval_kd.teachers import load_teacher
@@ -24,12 +24,7 @@ MAX_LENGTH = 20
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tower = tiny_sentence_transformer(folder)
-    torch.manual_seed(0)
-    BertForSequenceClassification(BertConfig.from_pretrained(folder, num_labels=1)).save_pretrained(folder)
-    tower.tokenizer.save_pretrained(folder)
-    return str(folder)
+    return str(tiny_classifier(tmp_path_factory.mktemp("model")))
 
 
 def load(model: str, seed: int = 0) -> CrossEncoderStudent:
@@ -39,11 +34,7 @@ def load(model: str, seed: int = 0) -> CrossEncoderStudent:
 
 
 def score(student: CrossEncoderStudent, columns: torch.Tensor, micro_batch_tokens: int = 5) -> torch.Tensor:
-    queries, documents = (
-        [np.array(ids, np.int32) for ids in student.tokenize(texts, side)]
-        for texts, side in ((QUERIES, "query"), (DOCUMENTS, "document"))
-    )
-    return student(Batch(queries, documents, columns, micro_batch_tokens=micro_batch_tokens)).scores
+    return student(batch_of(student, QUERIES, DOCUMENTS, columns, micro_batch_tokens=micro_batch_tokens)).scores
 
 
 EVERY = torch.arange(6).repeat(4, 1)

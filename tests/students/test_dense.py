@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import DOCUMENTS, QUERIES, batch_of
 from sentence_transformers import SentenceTransformer
-from tiny import WORDS, tiny_sentence_transformer
+from tiny import tiny_sentence_transformer
 
 from retrieval_kd.students import Batch, dense, load_student
 from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
-
-RNG = np.random.default_rng(0)
-QUERIES = [" ".join(RNG.choice(WORDS, RNG.integers(1, 6))) for _ in range(6)]
-DOCUMENTS = [" ".join(RNG.choice(WORDS, RNG.integers(2, 40))) for _ in range(9)]  # some beyond the 24 tokens
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +39,8 @@ def make(models: dict[str, str], **options: Any) -> dense.DenseStudent:
 
 def vectors(student: dense.DenseStudent, queries: Sequence[str], documents: Sequence[str]) -> tuple[Any, Any, Any]:
     """Vectors of both sides and all scores, through the forward pass that training uses."""
-    tokens = [
-        [np.array(ids, np.int32) for ids in student.tokenize(texts, side)]
-        for texts, side in ((queries, "query"), (documents, "document"))
-    ]
-    columns = torch.arange(len(documents)).repeat(len(queries), 1)
     with torch.no_grad():
-        outputs = student(Batch(tokens[0], tokens[1], columns, micro_batch_tokens=4))
+        outputs = student(batch_of(student, queries, documents, micro_batch_tokens=4))
     assert outputs.queries is not None
     assert outputs.documents is not None
     return outputs.queries.numpy(), outputs.documents.numpy(), outputs.scores.numpy()

@@ -10,6 +10,7 @@ import colbert
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from numpy.typing import NDArray
 from sentence_transformers import MultiVectorEncoder
 from tiny import WORDS, tiny_sentence_transformer
@@ -46,12 +47,7 @@ def load(folder: Path, seed: int = 0, **options: Any) -> late_interaction.LateIn
 
 
 def batch(student: Any, columns: torch.Tensor | None = None, **settings: Any) -> Batch:
-    queries, documents = (
-        [np.array(ids, np.int32) for ids in student.tokenize(texts, side)]
-        for texts, side in ((QUERIES, "query"), (DOCUMENTS, "document"))
-    )
-    every = torch.arange(len(DOCUMENTS)).repeat(len(QUERIES), 1)
-    return Batch(queries, documents, every if columns is None else columns, **{"micro_batch_tokens": 4, **settings})
+    return batch_of(student, QUERIES, DOCUMENTS, columns, **{"micro_batch_tokens": 4, **settings})
 
 
 def maxsim(query: NDArray[Any], document: NDArray[Any]) -> float:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from sentence_transformers import SentenceTransformer
 from tiny import CHECK_TEXTS, tiny_sentence_transformer
 
-from retrieval_kd.students import Batch, load_student
+from retrieval_kd.students import load_student
 from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
 
@@ -31,11 +32,7 @@ def load(model: str, **options: Any) -> Any:
 
 
 def outputs(student: Any, **settings: Any) -> Any:
-    queries, documents = (
-        [np.array(ids, np.int32) for ids in student.tokenize(CHECK_TEXTS, side)] for side in ("query", "document")
-    )
-    every = torch.arange(len(CHECK_TEXTS)).repeat(len(CHECK_TEXTS), 1)
-    return student(Batch(queries, documents, every, **settings))
+    return student(batch_of(student, CHECK_TEXTS, CHECK_TEXTS, **settings))
 
 
 def train(student: Any, steps: int = 3) -> None:

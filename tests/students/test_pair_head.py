@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from sentence_transformers import SentenceTransformer
 from tiny import WORDS, tiny_sentence_transformer
 from torch.nn.functional import relu
@@ -42,12 +43,7 @@ def load(model: str, seed: int = 0, **options: Any) -> PairHeadStudent:
 
 
 def batch(student: Any, columns: torch.Tensor | None = None, **settings: Any) -> Batch:
-    queries, documents = (
-        [np.array(ids, np.int32) for ids in student.tokenize(texts, side)]
-        for texts, side in ((QUERIES, "query"), (DOCUMENTS, "document"))
-    )
-    every = torch.arange(len(DOCUMENTS)).repeat(len(QUERIES), 1)
-    return Batch(queries, documents, every if columns is None else columns, **{"micro_batch_tokens": 3, **settings})
+    return batch_of(student, QUERIES, DOCUMENTS, columns, **{"micro_batch_tokens": 3, **settings})
 
 
 @pytest.mark.parametrize("features", ["concat", "products"])

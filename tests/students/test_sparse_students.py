@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import DOCUMENTS, QUERIES, batch_of
 from safetensors.torch import load_file
 from sentence_transformers import SparseEncoder
-from tiny import WORDS, stored_as, tiny_masked_lm, tiny_sentence_transformer
+from tiny import stored_as, tiny_masked_lm, tiny_sentence_transformer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from retrieval_kd import gather
@@ -21,10 +22,6 @@ from retrieval_kd.sparse_towers import encode_sparse, load_sparse_towers
 from retrieval_kd.students import Batch, Outputs, inference_free, load_student, splade
 from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
-
-RNG = np.random.default_rng(0)
-QUERIES = [" ".join(RNG.choice(WORDS, RNG.integers(1, 6))) for _ in range(6)]
-DOCUMENTS = [" ".join(RNG.choice(WORDS, RNG.integers(2, 40))) for _ in range(9)]  # some beyond the 24 tokens
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +45,7 @@ def make(models: dict[str, str], kind: str = "splade", model: str = "mlm", **opt
 
 
 def outputs(student: SparseStudent, queries: Sequence[str] = QUERIES, documents: Sequence[str] = DOCUMENTS) -> Outputs:
-    tokens = [
-        [np.array(ids, np.int32) for ids in student.tokenize(texts, side)]
-        for texts, side in ((queries, "query"), (documents, "document"))
-    ]
-    columns = torch.arange(len(documents)).repeat(len(queries), 1)
-    found: Outputs = student(Batch(tokens[0], tokens[1], columns, micro_batch_tokens=50))
+    found: Outputs = student(batch_of(student, queries, documents, micro_batch_tokens=50))
     return found
 
 

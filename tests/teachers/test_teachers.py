@@ -14,9 +14,9 @@ import pytest
 import sentence_transformers
 import torch
 from fake_endpoint import FakeEndpoint, Reply, ok, serve
-from tiny import WORDS, collection_of, stored_as, tiny_masked_lm, tiny_sentence_transformer
+from tiny import WORDS, collection_of, stored_as, tiny_classifier, tiny_masked_lm, tiny_sentence_transformer
 from tiny_lm import save_tiny_lm
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import AutoTokenizer
 
 from retrieval_kd.students import load_student
 from retrieval_kd.tables import Component, kinds
@@ -42,16 +42,6 @@ PAIRS = [(query, document) for query in QUERIES for document in DOCUMENTS]
 LEFT, RIGHT = [pair[0] for pair in PAIRS], [pair[1] for pair in PAIRS]
 
 
-def classifier(folder: Path, labels: int, seed: int = 0) -> Path:
-    """A tiny BertForSequenceClassification whose logits differ from text to text."""
-    tower = tiny_sentence_transformer(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        BertForSequenceClassification(BertConfig.from_pretrained(folder, num_labels=labels)).save_pretrained(folder)
-    tower.tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
@@ -68,10 +58,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     save_tiny_lm(folder / "decoder")
     for seed, name in enumerate(("splade", "splade-other")):
         tiny_masked_lm(folder / name, seed=seed)
-    classifier(folder / "one", 1)
-    classifier(folder / "one-other", 1, seed=1)
-    classifier(folder / "two", 2)
-    classifier(folder / "three", 3)
+    tiny_classifier(folder / "one")
+    tiny_classifier(folder / "one-other", seed=1)
+    tiny_classifier(folder / "two", labels=2)
+    tiny_classifier(folder / "three", labels=3)
     return {path.name: path for path in folder.iterdir()}
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loop import make_trainset, stage_of
 from tiny import tiny_sentence_transformer
+from tiny_training import make_trainset, stage_of
 
 from retrieval_kd.losses import find_loss, loss_names
 from retrieval_kd.stages import Term, Training

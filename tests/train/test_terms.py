@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import rel_entr, softmax
+from tiny_training import IN_BATCH, MARGIN, value_of
 
 from retrieval_kd.losses.choice import kl
 from retrieval_kd.losses.labels import info_nce
 from retrieval_kd.losses.layers import layer_weights
 from retrieval_kd.losses.regression import margin_mse
-from retrieval_kd.stages import Guide, LayerPairs, Regularizer, Soften, Term
+from retrieval_kd.stages import Guide, LayerPairs, Regularizer, Soften, Stage, Term
 from retrieval_kd.students import Outputs, own_scores
-from retrieval_kd.train.batches import Draw
+from retrieval_kd.train.batches import Draw, draw
 from retrieval_kd.train.controllers import TermState
 from retrieval_kd.train.terms import Step, active_terms, cut, loss_of, penalty
 from retrieval_kd.trainset import Tokens, TrainSet
@@ -201,3 +203,42 @@ def test_active_terms_are_counted() -> None:
     found = Outputs(torch.zeros(2, 1), None, torch.zeros(3, 4), vectors)
     assert active_terms("document", found) == (1.5, 4)
     assert active_terms("query", found) == (0.0, 4)
+
+
+def test_in_batch_positives_by_hand() -> None:
+    """Document 2, which query 1 brings, is a positive of query 0 as well: never its negative."""
+    rows = np.array([[0, 1, 2], [2, 3, -1]], np.int32)
+    positive = np.array([[True, False, True], [True, False, False]])
+    hits = Hits(rows, np.where(rows >= 0, 0, -np.inf).astype(np.float32))
+    trainset = TrainSet(Tokens.pack([[1], [1]]), hits=hits, positive=positive)
+    stage = Stage(steps=9, batch_size=2, candidates=2, sampling="top", terms=(IN_BATCH,))
+    drawn = next(
+        found
+        for step in range(50)
+        if (found := draw(trainset, stage, (0, 0), step)).rows.tolist() == [0, 1, 2, 3]
+        and found.queries.tolist() == [0, 1]
+        and 2 not in rows[0][found.places[0]]
+    )
+    queries = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]]).log()
+    documents = torch.eye(4)
+    own = torch.einsum("bd,bcd->bc", queries, documents[torch.from_numpy(drawn.columns)])
+    outputs = Outputs(own, queries @ documents.T, queries, documents)
+    got = value_of(IN_BATCH, outputs, drawn, trainset)
+    assert got.item() == pytest.approx((-math.log((1 + 3) / 10) - math.log(2 / 10)) / 2)
+    own_list = value_of(Term(loss="info_nce"), outputs, drawn, trainset)
+    assert own_list.item() == pytest.approx((-math.log(1 / 3) - math.log(2 / 3)) / 2)
+
+
+def test_teacher_scores_are_normalised_over_the_whole_list() -> None:
+    """Not over the drawn candidates: the target of a pair does not depend on who was drawn beside it."""
+    rows = np.arange(4, dtype=np.int32)[None]
+    hits = Hits(rows, np.zeros((1, 4), np.float32))
+    scores = np.array([[[10.0, 4.0, 6.0, 0.0]], [[1.0, 3.0, 2.0, np.nan]]], np.float32)
+    trainset = TrainSet(Tokens.pack([[1]]), hits=hits, teachers=["a", "b"], scores=scores, positive=rows == 0)
+    stage = Stage(steps=9, batch_size=1, candidates=2, sampling="top", terms=(MARGIN,))
+    drawn = draw(trainset, stage, (0, 0), 0)
+    assert drawn.places.tolist() == [[0, 1]]
+    term = Term(loss="margin_mse", teachers=("b", "a"), shares=(1.0, 3.0), normalize="minmax", scale=10.0)
+    got = value_of(term, Outputs(torch.zeros(1, 2)), drawn, trainset)
+    # b: 0 and 1; a: 1 and 0.4; shares 1 to 3 of 10
+    assert got.item() == pytest.approx((10 * (0.75 * 1 - (0.25 * 1 + 0.75 * 0.4))) ** 2, rel=1e-4)

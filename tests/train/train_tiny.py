@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_loop import FUSED, IN_BATCH, MARGIN, make_trainset, stage_of  # the train set of the loop's own tests
+from tiny_training import FUSED, IN_BATCH, MARGIN, make_trainset, stage_of
 
 from retrieval_kd.gather import process
 from retrieval_kd.stages import Regularizer, Term, Training

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from sentence_transformers import SparseEncoder
-from tiny import WORDS, tiny_masked_lm, tiny_sentence_transformer
+from tiny import tiny_masked_lm, tiny_sentence_transformer
+from toy import draw_texts, own_document, write_beir
 
 from retrieval_kd import pipeline
 from retrieval_kd.encoder import Encoder
@@ -65,17 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sparse")
     tiny_masked_lm(folder / "masked")
     tiny_sentence_transformer(folder / "t", width=128).save(str(folder / "plain"))
-    rng = np.random.default_rng(1)
-    data = folder / "toy"
-    (data / "qrels").mkdir(parents=True)
-    documents = [" ".join(rng.choice(WORDS[7:], 9, replace=False)) for _ in range(20)]
-    queries = [" ".join(rng.choice(documents[number].split(), 3, replace=False)) for number in range(8)]
-    for file, prefix, texts in (("corpus", "d", documents), ("queries", "q", queries)):
-        lines = [json.dumps({"_id": f"{prefix}{n}", "text": text}) for n, text in enumerate(texts)]
-        (data / f"{file}.jsonl").write_text("\n".join(lines) + "\n")
-    for split in ("train", "test"):
-        judged = [f"q{n}\td{n}\t1" for n in range(8)]
-        (data / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(judged) + "\n")
+    write_beir(folder / "toy", *draw_texts(), {"train": own_document(), "test": own_document()})
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_endpoint import Reply, chat_answer, ok, serve
-from tiny import WORDS, tiny_sentence_transformer
+from tiny import tiny_sentence_transformer
 from tiny_lm import save_tiny_lm
+from toy import draw_texts, own_document, write_beir
 
 from retrieval_kd import pipeline
 from retrieval_kd.files import read_json
@@ -63,15 +63,8 @@ def rank(path: str, body: Any) -> Reply:
 def folder(tmp_path: Path) -> Path:
     tiny_sentence_transformer(tmp_path / "transformer").save(str(tmp_path / "model"))
     save_tiny_lm(tmp_path / "decoder")
-    rng = np.random.default_rng(1)
-    (tmp_path / "toy/qrels").mkdir(parents=True)
-    documents = [" ".join(rng.choice(WORDS[7:], 9, replace=False)) for _ in range(12)]
-    for name, texts in {"corpus": documents, "queries": [" ".join(text.split()[:3]) for text in documents[:5]]}.items():
-        lines = [json.dumps({"_id": f"{name[0]}{n}", "title": "", "text": text}) for n, text in enumerate(texts)]
-        (tmp_path / f"toy/{name}.jsonl").write_text("\n".join(lines) + "\n")
-    for split, numbers in (("train", (0, 1, 2)), ("test", (3, 4))):
-        judged = [f"q{n}\tc{n}\t1" for n in numbers]
-        (tmp_path / f"toy/qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(judged) + "\n")
+    test = {3: {3: 1}, 4: {4: 1}}
+    write_beir(tmp_path / "toy", *draw_texts(12, 5), {"train": own_document(3), "test": test})
     return tmp_path
 
 
