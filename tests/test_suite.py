@@ -196,7 +196,7 @@ def test_what_is_finished_is_skipped(place: Path, out: Path, tmp_path: Path, mon
     again = shutil.copytree(out, tmp_path / "again", copy_function=shutil.copy2)
     before = made(again)
     assert len(before) == 16
-    for name in ("retrieve", "fill_scores", "fuse_runs", "compare"):
+    for name in ("retrieve", "fill_scores", "fuse_hits", "compare"):
         monkeypatch.setattr(pipeline_suite, name, None)  # nothing is asked a second time
     run_suite(place / "mine.toml", again, place / "store")
     assert made(again) == before

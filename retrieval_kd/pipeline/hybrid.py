@@ -51,7 +51,8 @@ def fuse_with_student(workspace: Workspace, hybrid: Hybrid, run: Hits) -> tuple[
             facts["weight"], tried = tune_weight(student, found(train_texts(render)), quality, depth)
             facts["tuned"] = f"{METRIC} of {len(numbers)} train queries"
             facts["tried"] = {f"{weight:.6g}": round(value, 6) for weight, value in tried.items()}
-        fused = fuse_hits(run, found(workspace.query_texts("test", render)), facts["weight"], depth)
+        other = found(workspace.query_texts("test", render))
+        fused = fuse_hits([run, other], [1.0, facts["weight"]], depth)
         save_hits(folder, fused)
         write_run(folder / "hybrid.trec", fused, workspace.test_queries.ids, document_ids, "hybrid")
         return facts

@@ -33,7 +33,7 @@ from retrieval_kd.files import (
     write_json,
     write_run,
 )
-from retrieval_kd.fusion import fuse_runs
+from retrieval_kd.fusion import fuse_hits, normalise_hits
 from retrieval_kd.metrics import parse_metric
 from retrieval_kd.pipeline.stage_folder import make_folder
 from retrieval_kd.progress import say
@@ -185,7 +185,8 @@ def _search(place: Place, system: SuiteSystem, runs: dict[str, Hits], keys: dict
         of = own_options(system)
 
         def fuse() -> tuple[Hits, dict[str, Any]]:
-            return fuse_runs([runs[name] for name in of.of], depth, of.shares), {"notes": []}
+            lists = [normalise_hits(runs[name]) for name in of.of]
+            return fuse_hits(lists, of.shares or [1.0] * len(lists), depth), {"notes": []}
 
         return [system.kind, [keys[name] for name in of.of], of.shares], fuse
     if system.kind == "run":
