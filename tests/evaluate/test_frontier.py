@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from retrieval_kd.evaluate.frontier import DEEP, Measured, pareto, waterfall, write_frontier
-from retrieval_kd.evaluate.measure import _cut
 from retrieval_kd.evaluate.significance import paired_test
 from retrieval_kd.report import PRIMARY, System
 from retrieval_kd.types import Collection, Hits, Queries
@@ -90,10 +89,3 @@ def test_the_report_is_written_and_read_back(tmp_path: Path) -> None:
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "frontier.html").read_text()
     assert page.count('"front":') == 2 * len(POINTS)
-
-
-def test_matryoshka_keeps_unit_vectors_and_only_them() -> None:
-    vectors = np.array([[0.6, 0.0, 0.8, 0.0], [3.0, 4.0, 5.0, 6.0], [0.0, 0.0, 1.0, 0.0]], np.float32)
-    cut = _cut({"share": 0.5}, 4)
-    np.testing.assert_allclose(cut(vectors), [[1, 0], [3, 4], [0, 0]])
-    np.testing.assert_allclose(cut(vectors[0]), [1, 0])
