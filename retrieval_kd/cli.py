@@ -298,9 +298,9 @@ def _finish(workspace: Workspace, result: Any, seconds: float, json_: bool) -> N
     """Print the report where there is one, and the JSON line."""
     report = result if isinstance(result, dict) and "systems" in result else None
     if report is not None and not console.quiet:
-        from retrieval_kd.report import markdown_table
+        from retrieval_kd.report import systems_markdown
 
-        typer.echo(f"\n{markdown_table(report['systems'], report['baseline'])}\n")
+        typer.echo(f"\n{systems_markdown(report['systems'], report['baseline'])}\n")
         say(f"report: {workspace.folder / 'report' / 'report.md'}")
     outcome: dict[str, Any] = {"systems": report["systems"]} if report else {"folder": str(workspace.folder)}
     print_json(json_, {**outcome, "seconds": round(seconds, 2)})

@@ -16,17 +16,17 @@ def evaluate_suite(
     suite: Path, out: Path | None, store: Path | None, only: list[str], check: bool, quiet: bool, json_: bool
 ) -> None:
     """Measure a suite, print its table, and with `check` end with exit code 1 if a figure is not what is expected."""
-    from retrieval_kd.compare import markdown_table
+    from retrieval_kd.figures import markdown_table
     from retrieval_kd.pipeline.suite import run_suite
     from retrieval_kd.suite import load_suite
-    from retrieval_kd.suite_report import score_table
+    from retrieval_kd.suite_report import SCORE_TEXTS, score_table
 
     if check and not load_suite(suite).expected:
         raise InputError(f"{suite} has no [[expected]] to check; write what systems should have, or leave --check out.")
     report = run_suite(suite, out, store, only)
     folder = out or Path("work") / suite.stem
     if not quiet and not json_:
-        typer.echo("\n" + "\n".join(markdown_table(*score_table(report), left=2)) + "\n")
+        typer.echo("\n" + "\n".join(markdown_table(*score_table(report), SCORE_TEXTS)) + "\n")
     say(f"report: {folder / 'report.md'}")
     beyond = [one for one in report["checks"] if not one["within"]]
     if check and not json_:
@@ -92,7 +92,7 @@ def _read(
     results: list[Path], collection: str | None, split: str | None, relevance: int | None
 ) -> tuple[Any, list[str], str, dict[str, Any]]:
     """Values of all systems, texts of the queries, the primary metric, and facts."""
-    from retrieval_kd.compare import Measured, join, read_per_query
+    from retrieval_kd.evaluate.per_query import Measured, join, read_per_query
     from retrieval_kd.evaluate.registry import open_judged
 
     judged = open_judged(collection, split, relevance=relevance, allow_mismatch=True) if collection else None

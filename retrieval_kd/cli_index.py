@@ -10,14 +10,13 @@ import typer
 
 from retrieval_kd.cli_output import Json, Quiet, print_json, print_table
 from retrieval_kd.cli_workspace import AllowUnknown, Out, Recipe, Set, StoreFolder, open_workspace
+from retrieval_kd.figures import ABSENT
 from retrieval_kd.progress import console
 from retrieval_kd.recipe import load_recipe
 from retrieval_kd.types import InputError
 
 if TYPE_CHECKING:
     from retrieval_kd.pipeline.preflight import Preflight
-
-UNKNOWN = "\N{EN DASH}"
 
 
 def index(
@@ -56,7 +55,7 @@ def index(
 
 def _show(found: Preflight, json_: bool) -> None:
     if not console.quiet and not json_:
-        rate = UNKNOWN if found.documents_per_second is None else f"{found.documents_per_second:,.0f} a second"
+        rate = ABSENT if found.documents_per_second is None else f"{found.documents_per_second:,.0f} a second"
         rows = [
             ("documents", f"{found.documents:,}"),
             ("encoded already", f"{found.encoded:,}"),
@@ -81,4 +80,4 @@ def _show(found: Preflight, json_: bool) -> None:
 
 
 def _gigabytes(size: int | None) -> str:
-    return UNKNOWN if size is None else f"{size / 1e9:,.3g} GB"
+    return ABSENT if size is None else f"{size / 1e9:,.3g} GB"

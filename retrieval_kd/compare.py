@@ -7,35 +7,26 @@
 
 from __future__ import annotations
 
-import csv
 import html
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_kd.evaluate.per_query import Measured, Quality
 from retrieval_kd.evaluate.significance import Pair, bootstrap_interval, pairwise
-from retrieval_kd.files import atomic, read_lines
+from retrieval_kd.figures import decimals, interval, markdown_table, p_value
 from retrieval_kd.metrics import parse_metric
 from retrieval_kd.types import InputError
 
 FORMAT = 1  # of a comparison, raised when what it holds changes
 ROUNDS = 10_000
 LEVEL = 0.05
+SYSTEM_TEXTS, PAIR_TEXTS = ("", "system", "beats"), ("pair",)  # columns of texts
 
-Quality = Mapping[str, NDArray[np.float64]]  # metric -> (Q,)
 Comparison = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Per-query values of several systems over the same queries. Shapes: every value (Q,)."""
-
-    query_ids: Sequence[str]
-    systems: Mapping[str, Quality]
 
 
 def compare(
@@ -83,79 +74,13 @@ def compare(
     }
 
 
-def read_per_query(path: Path) -> Measured:
-    """Read per_query.tsv, or that of the report folder `path`: a line for each query and system, metrics in columns.
-
-    A metric that some system lacks is left out of it. Raises InputError where systems have other queries.
-    """
-    file = path / "per_query.tsv" if path.is_dir() else path
-    rows = csv.reader((line for _, line in read_lines(file)), delimiter="\t")
-    head = next(rows, [])
-    if head[:2] != ["query", "system"] or len(head) < 3:
-        raise InputError(f"{file}:1: expected the columns query, system, and metrics, found {head}.")
-    found: dict[str, dict[str, list[str]]] = {}
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(head):
-            raise InputError(f"{file}:{number}: {len(row)} columns, the first line has {len(head)}.")
-        if row[0] in found.setdefault(row[1], {}):
-            raise InputError(f"{file}:{number}: query {row[0]!r} of system {row[1]!r} occurs a second time.")
-        found[row[1]][row[0]] = row[2:]
-    if not found:
-        raise InputError(f"{file} holds no values.")
-    ids = list(next(iter(found.values())))
-    systems: dict[str, Quality] = {}
-    for system, of_query in found.items():
-        if of_query.keys() != set(ids):
-            raise InputError(f"{file}: system {system!r} has values of other queries than the first system.")
-        columns = dict(zip(head[2:], zip(*(of_query[query_id] for query_id in ids), strict=True), strict=True))
-        try:
-            systems[system] = {name: np.array(column, np.float64) for name, column in columns.items() if all(column)}
-        except ValueError as error:
-            raise InputError(f"{file}: system {system!r}: {error}.") from None
-    return Measured(ids, systems)
-
-
-def write_per_query(path: Path, measured: Measured) -> None:
-    """Write what `read_per_query` reads, atomically."""
-    metrics = list(dict.fromkeys(metric for quality in measured.systems.values() for metric in quality))
-    with atomic(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["query", "system", *metrics])
-        for system, quality in measured.systems.items():
-            for place, query_id in enumerate(measured.query_ids):
-                values = [repr(float(quality[metric][place])) if metric in quality else "" for metric in metrics]
-                writer.writerow([query_id, system, *values])
-
-
-def join(parts: Mapping[str, Measured]) -> Measured:
-    """Systems from several places over the same queries, in the order of the first; equal names are told apart.
-
-    The keys say where each is from. Raises InputError if the queries are not the same.
-    """
-    first, ids = next((name, part.query_ids) for name, part in parts.items())
-    names = [system for part in parts.values() for system in part.systems]
-    systems: dict[str, Quality] = {}
-    for where, part in parts.items():
-        if differing := set(part.query_ids) ^ set(ids):
-            raise InputError(
-                f"{where} and {first} are of other queries ({sorted(differing)[0]!r} is in one alone); only results of "
-                "the same queries can be compared."
-            )
-        place = {query_id: number for number, query_id in enumerate(part.query_ids)}
-        order = [place[query_id] for query_id in ids]
-        for system, quality in part.systems.items():
-            name = system if names.count(system) == 1 else f"{where}: {system}"
-            systems[name] = {metric: values[order] for metric, values in quality.items()}
-    return Measured(ids, systems)
-
-
 def markdown(comparison: Comparison) -> str:
     """Tables of the systems and of their pairs, what the queries cannot show, and the listing."""
     heads, rows = _system_rows(comparison)
-    lines = markdown_table(heads, rows, left=2)
+    lines = markdown_table(heads, rows, SYSTEM_TEXTS)
     pairs = comparison["pairs"]
     if pairs:
-        lines += ["", *markdown_table(*_pair_rows(pairs), left=1)]
+        lines += ["", *markdown_table(*_pair_rows(pairs), PAIR_TEXTS)]
         lines += ["", f"*{_method(comparison)}*"]
     lines += ["", *[f"- {note}" for note in comparison["power"]]] if comparison["power"] else []
     for one in comparison["listing"]:
@@ -164,22 +89,11 @@ def markdown(comparison: Comparison) -> str:
             if one[key]:
                 lines += ["", f"Most {title} by {one['first']}:", ""]
                 found = [
-                    [case["query"], *(_number(case[side]) for side in ("first", "second")), case["text"]]
+                    [case["query"], *(decimals(case[side]) for side in ("first", "second")), case["text"]]
                     for case in one[key]
                 ]
-                lines += markdown_table(["query", one["first"], one["second"], "text"], found, left=1)
+                lines += markdown_table(["query", one["first"], one["second"], "text"], found, ("query", "text"))
     return "\n".join(lines) + "\n"
-
-
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """The lines of a table: the first `left` columns, and texts, are set left, numbers right."""
-    rule = [
-        "---" if number < left or head in ("text", "beats", "source") else "---:" for number, head in enumerate(heads)
-    ]
-    return [
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
-        for line in (heads, rule, *rows)
-    ]
 
 
 def latex(comparison: Comparison) -> str:
@@ -217,7 +131,7 @@ def html_page(comparison: Comparison) -> str:
     for one in comparison["listing"]:
         parts.append(f"<h3>{html.escape(one['first'])} against {html.escape(one['second'])}</h3>")
         cases = [
-            [c["query"], _number(c["first"]), _number(c["second"]), c["text"]] for c in one["wins"] + one["losses"]
+            [c["query"], decimals(c["first"]), decimals(c["second"]), c["text"]] for c in one["wins"] + one["losses"]
         ]
         parts.append(_html_table(["query", one["first"], one["second"], "text"], cases))
     title = html.escape(f"{comparison.get('collection', 'systems')}: {comparison['metric']}")
@@ -298,10 +212,10 @@ def _system_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     heads = ["", "system", metrics[0], f"{1 - comparison['level']:.0%} interval", "beats", *metrics[1:]]
     rows = [
         [
-            *(record["letter"], name, _number(record["means"].get(metrics[0]))),
-            _interval(record["interval"], ""),
+            *(record["letter"], name, decimals(record["means"].get(metrics[0]))),
+            interval(record["interval"]),
             " ".join(sorted(systems[other]["letter"] for other in record["beats"])),
-            *(_number(record["means"].get(metric)) for metric in metrics[1:]),
+            *(decimals(record["means"].get(metric)) for metric in metrics[1:]),
         ]
         for name, record in systems.items()
     ]
@@ -314,10 +228,10 @@ def _pair_rows(pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list
         [
             f"{pair['first']}, {pair['second']}",
             f"{pair['difference']:+.3f}",
-            _interval(pair["interval"], "+"),
-            *(_p(pair["adjusted_p"]), _p(pair["adjusted_t_p"])),
+            interval(pair["interval"], signed=True),
+            *(p_value(pair["adjusted_p"]), p_value(pair["adjusted_t_p"])),
             f"{pair['wins']}, {pair['ties']}, {pair['losses']}",
-            _number(pair["detectable"]),
+            decimals(pair["detectable"]),
         ]
         for pair in pairs
     ]
@@ -343,16 +257,3 @@ def _tex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
     return "".join(special.get(sign, sign) for sign in text)
-
-
-def _interval(interval: Sequence[float], sign: str) -> str:
-    low, high = interval
-    return f"{low:{sign}.3f} to {high:{sign}.3f}"
-
-
-def _number(value: float | None) -> str:
-    return "\N{EN DASH}" if value is None else f"{value:.3f}"
-
-
-def _p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from retrieval_kd.evaluate.cost import Latency, machine
+from retrieval_kd.evaluate.per_query import PER_QUERY, Measured, Quality, write_per_query
 from retrieval_kd.evaluate.significance import Comparison, against_baseline, bootstrap_interval
+from retrieval_kd.figures import ABSENT, decimals, digits, interval, markdown_table, p_value, plain
 from retrieval_kd.files import atomic, write_json
 from retrieval_kd.metrics import STANDARD, parse_metric
-from retrieval_kd.report_html import Cell, plain, report_page, table_of, write_html
+from retrieval_kd.report_html import Cell, report_page, table_of, write_html
 from retrieval_kd.types import Collection, Hits, InputError
 
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 PRIMARY = "nDCG@10"  # what intervals and tests are about
 ROUNDS = 10_000  # of the test and of the interval
 LEVEL = 0.95
-ABSENT = "\N{EN DASH}"
 BOUNDED = "†"  # marks a recall that the length of the lists bounds
 
 Record = Mapping[str, Any]
@@ -38,7 +35,7 @@ class System:
 
     name: str  # "bm25", "minilm (teacher)", "student int8"
     engine: str  # what encodes the query: "bm25s", "torch fp32", "onnx int8", "re-rank"
-    quality: Mapping[str, NDArray[np.float64]]
+    quality: Quality
     hits: Hits | None = None
     latency: Latency | None = None  # query encoding, one thread
     parameters: int | None = None  # of the query encoder
@@ -89,8 +86,7 @@ def write_report(
     write_json(folder / "report.json", report)
     with atomic(folder / "report.md") as scratch:
         scratch.write_text(_markdown(report), encoding="utf-8")
-    with atomic(folder / "per_query.tsv") as scratch:
-        _write_per_query(scratch, systems, queries.ids)
+    write_per_query(folder / PER_QUERY, Measured(queries.ids, {system.name: system.quality for system in systems}))
     with atomic(folder / "quality_latency.png") as scratch:
         _plot(scratch, records, f"{collection.name}, {split}, {len(queries)} queries")
     heads, rows = cells(records, baseline)
@@ -138,11 +134,10 @@ def summarise(systems: Sequence[System], baseline: str, documents: int | None = 
     return records
 
 
-def markdown_table(records: Mapping[str, Record], baseline: str) -> str:
+def systems_markdown(records: Mapping[str, Record], baseline: str) -> str:
     """The table of a report, from `summarise` or from the "systems" of a report.json, in their order."""
     heads, rows = cells(records, baseline)
-    lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)], *([text for _, text in row] for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(markdown_table(heads, [[text for _, text in row] for row in rows], heads[:2]))
 
 
 def cells(records: Mapping[str, Record], baseline: str) -> tuple[list[str], list[list[Cell]]]:
@@ -151,14 +146,13 @@ def cells(records: Mapping[str, Record], baseline: str) -> tuple[list[str], list
     heads += [f"Δ to {baseline}", "p (Holm)", "query p50 ms", "p95 ms", "parameters", "MB", "index MB"]
     rows: list[list[Cell]] = []
     for name, record in records.items():
-        low, high = record["interval"]
         rows.append(
             [(name, name), (record["engine"], record["engine"]), (record[PRIMARY], _value(record, PRIMARY))]
-            + [(low, f"{low:.3f}–{high:.3f}")]  # noqa: RUF001
+            + [(record["interval"][0], interval(record["interval"]))]
             + [(record.get(metric), _value(record, metric)) for metric in STANDARD[1:]]
             + [(record["difference"], _difference(record, name == baseline))]
-            + [(record["adjusted_p"], _p(record["adjusted_p"]))]
-            + [(record[key], _number(record[key])) for key in ("query_p50_ms", "query_p95_ms")]
+            + [(record["adjusted_p"], p_value(record["adjusted_p"]))]
+            + [(record[key], digits(record[key])) for key in ("query_p50_ms", "query_p95_ms")]
             + [(record["parameters"], _count(record["parameters"]))]
             + [(record[key], _megabytes(record[key])) for key in ("bytes", "index_bytes")]
         )
@@ -182,7 +176,7 @@ def terminal_table(systems: Sequence[System], baseline: str, documents: int | No
             *(escape(name), escape(record["engine"])),
             *(_value(record, metric) for metric in STANDARD),
             _difference(record, name == baseline).replace("baseline", "base"),
-            *(_p(record["adjusted_p"]), _number(record["query_p50_ms"]), _megabytes(record["bytes"])),
+            *(p_value(record["adjusted_p"]), digits(record["query_p50_ms"]), _megabytes(record["bytes"])),
         )
     return table
 
@@ -210,7 +204,7 @@ def _markdown(report: Mapping[str, Any]) -> str:
     lines = [
         f"# {report['collection']}, {report['split']}: {report['queries']} queries, {report['documents']:,} documents",
         "",
-        markdown_table(report["systems"], report["baseline"]),
+        systems_markdown(report["systems"], report["baseline"]),
         "",
         *[f"{line}  " for line in _footnotes(report["systems"])],
         f"*{_method(report)}*",
@@ -237,40 +231,18 @@ def _method(report: Mapping[str, Any]) -> str:
     )
 
 
-def _write_per_query(path: Path, systems: Sequence[System], query_ids: Sequence[str]) -> None:
-    metrics = list(dict.fromkeys(metric for system in systems for metric in system.quality))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["query", "system", *metrics])
-        for system in systems:
-            for number, query_id in enumerate(query_ids):
-                values = [repr(float(system.quality[m][number])) if m in system.quality else "" for m in metrics]
-                writer.writerow([query_id, system.name, *values])
-
-
 def _value(record: Record, metric: str) -> str:
     if metric not in record:
         return ABSENT
-    return f"{record[metric]:.3f}{BOUNDED if metric in record['bounded'] else ''}"
+    return f"{decimals(record[metric])}{BOUNDED if metric in record['bounded'] else ''}"
 
 
 def _difference(record: Record, is_baseline: bool) -> str:
     return "baseline" if is_baseline else f"{record['difference']:+.3f}"
 
 
-def _p(p: float | None) -> str:
-    return ABSENT if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _number(value: float | None) -> str:
-    """Three digits that matter, without an exponent."""
-    if value is None:
-        return ABSENT
-    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
 def _megabytes(size: int | None) -> str:
-    return _number(None if size is None else size / 1e6)
+    return digits(None if size is None else size / 1e6)
 
 
 def _count(number: int | None) -> str:

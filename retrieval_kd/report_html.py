@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retrieval_kd.figures import plain
 from retrieval_kd.files import atomic
 from retrieval_kd.types import Collection, Hits, Queries
 
@@ -200,10 +201,3 @@ def _cut(text: str) -> str:
     """A text of at most CHARACTERS, cut between words."""
     flat = " ".join(text.split())
     return flat if len(flat) <= CHARACTERS else flat[:CHARACTERS].rsplit(" ", 1)[0] + " …"
-
-
-def plain(value: object) -> str:
-    """A value of JSON in words."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items())
-    return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval_kd.compare import markdown, markdown_table
+from retrieval_kd.compare import markdown
 from retrieval_kd.evaluate.cost import machine
 from retrieval_kd.evaluate.registry import registry
+from retrieval_kd.figures import decimals, markdown_table, plain
 from retrieval_kd.files import atomic, write_json
 from retrieval_kd.metrics import parse_metric
 from retrieval_kd.suite import Suite
@@ -17,6 +18,7 @@ from retrieval_kd.tables import did_you_mean
 from retrieval_kd.types import InputError
 
 Report = dict[str, Any]
+SCORE_TEXTS = ("collection", "metric")  # columns of `score_table`
 
 
 def suite_report(name: str, suite: Suite, measured: Sequence[Mapping[str, Any]]) -> Report:
@@ -56,7 +58,9 @@ def score_table(report: Report) -> tuple[list[str], list[list[str]]]:
     heads = ["collection", "metric", "queries", *(f"{name} ({letters[name]})" for name in names)]
     rows = []
     for line in report["scores"]:
-        cells = [f"{line['scores'][name]:.3f} {beaten.get((line['collection'], name), '')}".rstrip() for name in names]
+        cells = [
+            f"{decimals(line['scores'][name])} {beaten.get((line['collection'], name), '')}".rstrip() for name in names
+        ]
         queries = f"{line['queries']:,}" if line["queries"] is not None else ""
         rows.append([line["collection"], line["metric"], queries, *cells])
     return heads, rows
@@ -154,7 +158,7 @@ def _checks(suite: Suite, collections: Sequence[Mapping[str, Any]]) -> list[dict
 
 def _text(report: Report) -> str:
     heads, rows = score_table(report)
-    lines = [f"# {report['suite']}", "", *markdown_table(heads, rows, left=2), ""]
+    lines = [f"# {report['suite']}", "", *markdown_table(heads, rows, SCORE_TEXTS), ""]
     lines.append(
         "A letter behind a figure names a system that it beats: paired randomisation test, Holm over all pairs of the "
         "collection, p < 0.05. A mean is of collections, not of queries; no test is made of it."
@@ -163,7 +167,7 @@ def _text(report: Report) -> str:
         lines += ["", f"Not measured, though in the suite: {'; '.join(report['left_out'])}."]
     lines += ["", "## Systems", ""]
     for name, system in report["systems"].items():
-        options = ", ".join(f"{key} {_plain(value)}" for key, value in _said(system).items())
+        options = ", ".join(f"{key} {plain(value)}" for key, value in _said(system).items())
         lines.append(f"- {name}: {system['kind']}{', ' + options if options else ''}")
     if published := _with_collection(report):
         lines += ["", "## BM25 as it is published", "", *_check_table(published, "published")]
@@ -179,7 +183,7 @@ def _text(report: Report) -> str:
             *([""] if one["notes"] else []),
             markdown(one).rstrip(),
         ]
-    lines += ["", "## Machine", "", *[f"- {key}: {_plain(value)}" for key, value in report["machine"].items()]]
+    lines += ["", "## Machine", "", *[f"- {key}: {plain(value)}" for key, value in report["machine"].items()]]
     return "\n".join(lines) + "\n"
 
 
@@ -206,16 +210,10 @@ def _check_table(found: Sequence[Mapping[str, Any]], column: str) -> list[str]:
         ]
         for line in found
     ]
-    return markdown_table(heads, rows, left=3)
+    return markdown_table(heads, rows, ("collection", "system", "metric", "", "source"))
 
 
 def _said(system: Mapping[str, Any]) -> dict[str, Any]:
     """What the suite says of a system."""
     unsaid = {"kind"} | ({"rerank", "rerank_depth"} if system.get("rerank") is None else set())
     return {key: value for key, value in system.items() if key not in unsaid}
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
-    return " and ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)

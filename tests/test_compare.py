@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from retrieval_kd.compare import Measured, compare, html_page, join, latex, markdown, read_per_query
+from retrieval_kd.compare import compare, html_page, latex, markdown
+from retrieval_kd.evaluate.per_query import Measured
 from retrieval_kd.evaluate.significance import bootstrap_interval, pairwise
 from retrieval_kd.types import InputError
 
@@ -140,47 +140,3 @@ def test_one_system_has_nobody_to_beat() -> None:
 def test_a_metric_that_was_not_measured_is_refused() -> None:
     with pytest.raises(InputError, match="'low' was not measured by MAP; it has nDCG@10, MRR@10"):
         compare(MEASURED, "map")
-
-
-def write(path: Path, systems: dict[str, dict[str, list[float]]]) -> Path:
-    lines = ["query\tsystem\tnDCG@10"]
-    lines += [f"{q}\t{name}\t{value!r}" for name, of in systems.items() for q, value in of.items()]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def test_per_query_values_are_read_and_joined(tmp_path: Path) -> None:
-    (tmp_path / "r").mkdir()
-    write(tmp_path / "r" / "per_query.tsv", {"bm25": {"q1": 0.25, "q2": 1.0}})
-    other = write(tmp_path / "b.tsv", {"bm25": {"q2": 0.5, "q1": 0.0}, "x": {"q2": 1.0, "q1": 0.75}})
-    parts = {"r": read_per_query(tmp_path / "r"), "b.tsv": read_per_query(other)}
-    both = join(parts)
-    assert list(both.query_ids) == ["q1", "q2"]
-    assert {name: each["nDCG@10"].tolist() for name, each in both.systems.items()} == {
-        "r: bm25": [0.25, 1.0],
-        "b.tsv: bm25": [0.0, 0.5],
-        "x": [0.75, 1.0],
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a\tb\n", "expected the columns query, system"),
-        ("query\tsystem\tMAP\nq\tx\n", ":2: 2 columns, the first line has 3"),
-        ("query\tsystem\tMAP\nq\tx\t1\nq\tx\t1\n", "occurs a second time"),
-        ("query\tsystem\tMAP\nq\tx\t1\nr\ty\t1\n", "'y' has values of other queries"),
-        ("query\tsystem\tMAP\nq\tx\tone\n", "could not convert"),
-        ("query\tsystem\tMAP\n", "holds no values"),
-    ],
-)
-def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "p.tsv").write_text(text)
-    with pytest.raises(InputError, match=message):
-        read_per_query(tmp_path / "p.tsv")
-
-
-def test_other_queries_are_refused(tmp_path: Path) -> None:
-    one, two = (read_per_query(write(tmp_path / f"{q}.tsv", {"x": {q: 1.0}})) for q in ("q1", "q2"))
-    with pytest.raises(InputError, match="two and one are of other queries"):
-        join({"one": one, "two": two})

@@ -16,7 +16,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from typer.testing import CliRunner
 
 from retrieval_kd import cli
-from retrieval_kd.compare import Measured, compare, read_per_query
+from retrieval_kd.compare import compare
+from retrieval_kd.evaluate.per_query import Measured, read_per_query
 from retrieval_kd.evaluate.registry import registry
 from retrieval_kd.pipeline import suite as pipeline_suite
 from retrieval_kd.pipeline.suite import run_suite

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import math
 import shutil
@@ -15,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_kd.corpus_vectors import CorpusVectors
-from retrieval_kd.evaluate.frontier import DEEP, Measured, write_frontier
+from retrieval_kd.evaluate.frontier import DEEP, MeasuredPoint, write_frontier
 from retrieval_kd.evaluate.measure import SERVED, measure
+from retrieval_kd.evaluate.per_query import PER_QUERY, read_per_query
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.files import hash_texts, load_hits, map_array, read_json, size_bytes, write_json
 from retrieval_kd.forms import Form, parse_form
@@ -213,7 +213,7 @@ def _shared(workspace: Workspace, inputs: list[Any]) -> dict[str, str]:
     return {"vectors": facts["vectors"], **lists}
 
 
-def _measured(workspace: Workspace, point: Point, encoder: dict[str, str], made: dict[str, Any]) -> Measured:
+def _measured(workspace: Workspace, point: Point, encoder: dict[str, str], made: dict[str, Any]) -> MeasuredPoint:
     """A point as it was measured: nDCG@10 of the lists that would be served, recall of the deep ones."""
     folder = workspace.folder / FOLDER / "points" / point.name
     queries, ids = workspace.test_queries, workspace.collection.document_ids
@@ -230,27 +230,23 @@ def _measured(workspace: Workspace, point: Point, encoder: dict[str, str], made:
         manifest = read_json(Path(encoder["folder"]) / "encoder.json")
         engine = f"{manifest['runtime']} {manifest['precision']}"
     facts = {key: value for key, value in made.items() if key not in ("key", "version", "seconds")}
-    return Measured(System(point.name, engine, quality, served), label, facts, size_bytes(Path(encoder["folder"])))
+    return MeasuredPoint(System(point.name, engine, quality, served), label, facts, size_bytes(Path(encoder["folder"])))
 
 
 def _teacher(workspace: Workspace) -> tuple[str, NDArray[np.float64]]:
     """The teacher that the waterfall begins with, and its quality a query, from the recipe's report."""
-    path = workspace.folder / "report/per_query.tsv"
+    path = workspace.folder / "report" / PER_QUERY
     if not path.is_file():
         raise InputError(f"{path} is not there yet; run `rkd eval {workspace.path}` first.")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    names = list(dict.fromkeys(row["system"] for row in rows))
-    teachers = [name for name in (TEACHER, *workspace.renders) if name in names]
-    wanted = workspace.recipe.frontier.teacher
-    if wanted is not None and wanted not in names:
-        raise InputError(f"frontier.teacher {wanted!r} is not in the report: {', '.join(names)}.")
-    values = {name: [float(row[PRIMARY]) for row in rows if row["system"] == name] for name in names}
-    best = wanted or (teachers[0] if TEACHER in teachers else max(teachers, key=lambda name: np.mean(values[name])))
-    ids = [row["query"] for row in rows if row["system"] == best]
-    if ids != list(workspace.test_queries.ids):
+    measured, wanted = read_per_query(path), workspace.recipe.frontier.teacher
+    if list(measured.query_ids) != list(workspace.test_queries.ids):
         raise InputError(f"{path} is of other queries than the test split's; run `rkd eval {workspace.path}` again.")
-    return best, np.array(values[best])
+    values = {name: quality[PRIMARY] for name, quality in measured.systems.items()}
+    if wanted is not None and wanted not in values:
+        raise InputError(f"frontier.teacher {wanted!r} is not in the report: {', '.join(values)}.")
+    teachers = [name for name in (TEACHER, *workspace.renders) if name in values]
+    best = wanted or (TEACHER if TEACHER in teachers else max(teachers, key=lambda name: float(values[name].mean())))
+    return best, values[best]
 
 
 def _notes(workspace: Workspace) -> list[str]:

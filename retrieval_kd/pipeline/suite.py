@@ -18,8 +18,9 @@ from typing import Any
 import faiss
 import numpy as np
 
-from retrieval_kd.compare import FORMAT, LEVEL, ROUNDS, Measured, compare, write_per_query
+from retrieval_kd.compare import FORMAT, LEVEL, ROUNDS, compare
 from retrieval_kd.encoder import Encoder
+from retrieval_kd.evaluate.per_query import PER_QUERY, Measured, write_per_query
 from retrieval_kd.evaluate.quality import per_query, without_self
 from retrieval_kd.evaluate.registry import Judged, open_judged, registry
 from retrieval_kd.evaluate.runs import read_judged_run
@@ -168,7 +169,7 @@ def _compared(place: Place, runs: dict[str, Hits], keys: dict[str, str]) -> dict
             "self_ids": judged.self_ids,
         }
         write_json(folder / "comparison.json", compare(measured, judged.metric, facts=facts))
-        write_per_query(folder / "per_query.tsv", measured)
+        write_per_query(folder / PER_QUERY, measured)
         return {}
 
     measure = [metrics, judged.metric, judged.relevance]

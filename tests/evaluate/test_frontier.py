@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieval_kd.evaluate.frontier import DEEP, Measured, pareto, waterfall, write_frontier
+from retrieval_kd.evaluate.frontier import DEEP, MeasuredPoint, pareto, waterfall, write_frontier
 from retrieval_kd.evaluate.significance import paired_test
 from retrieval_kd.report import PRIMARY, System
 from retrieval_kd.types import Collection, Hits, Queries
@@ -51,14 +51,14 @@ def test_a_waterfall_is_of_paired_differences() -> None:
     assert sum(step.get("difference", 0) for step in found) == pytest.approx(found[2]["value"] - found[0]["value"])
 
 
-def point(seed: int, name: str, encode: float, search: float, megabytes: float, **facts: Any) -> Measured:
+def point(seed: int, name: str, encode: float, search: float, megabytes: float, **facts: Any) -> MeasuredPoint:
     rng = np.random.default_rng(seed)
     hits = Hits(np.zeros((COUNT, 1), np.int32), np.ones((COUNT, 1), np.float32))
     system = System(name, "onnx int8", {PRIMARY: rng.random(COUNT), DEEP: rng.random(COUNT)}, hits)
     times = {f"{what}_{key}_ms": value for what, value in (("encode", encode), ("search", search)) for key in KEYS}
     index = {"index_bytes": int(megabytes * 1e6), "build_seconds": 1.25}
     peaks = {"build_peak_bytes": 120e6, "search_peak_bytes": 90e6, "machine": {"processor": "x"}}
-    return Measured(system, "Flat", {**times, **index, **peaks, **facts}, 2_000_000)
+    return MeasuredPoint(system, "Flat", {**times, **index, **peaks, **facts}, 2_000_000)
 
 
 KEYS = ("p50", "p95", "p99")
