@@ -69,19 +69,14 @@ def compare(
     """
     console.quiet = quiet
     from retrieval_kd import compare as compare_module
-    from retrieval_kd.files import atomic, write_json
 
     for file in out or ():
-        if file.suffix != ".json" and file.suffix not in compare_module.WRITERS:
+        if file.suffix not in compare_module.SUFFIXES:
             raise InputError(f"--out {file}: a comparison is written as .md, .tex, .html or .json.")
     measured, texts, primary, facts = _read(results, collection, split, relevance)
     comparison = compare_module.compare(measured, metric or primary, texts=texts, listing=listing, facts=facts)
     for file in out or ():
-        if file.suffix == ".json":
-            write_json(file, comparison)
-            continue
-        with atomic(file) as scratch:
-            scratch.write_text(compare_module.WRITERS[file.suffix](comparison), encoding="utf-8")
+        compare_module.write_comparison(file, comparison, measured, texts)
         say(f"written: {file}")
     if not quiet and not json_:
         typer.echo(compare_module.markdown(comparison))

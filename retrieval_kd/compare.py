@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from retrieval_kd.evaluate.per_query import Measured, Quality
 from retrieval_kd.evaluate.significance import Pair, bootstrap_interval, pairwise
 from retrieval_kd.figures import decimals, interval, markdown_table, p_value
+from retrieval_kd.files import atomic, write_json
 from retrieval_kd.metrics import parse_metric
+from retrieval_kd.report_html import Cell, table_of, values_of, write_html
 from retrieval_kd.types import InputError
 
 FORMAT = 1  # of a comparison, raised when what it holds changes
 ROUNDS = 10_000
 LEVEL = 0.05
-SYSTEM_TEXTS, PAIR_TEXTS = ("", "system", "beats"), ("pair",)  # columns of texts
 
 Comparison = dict[str, Any]
 
@@ -68,7 +69,7 @@ def compare(
         "level": level,
         "rounds": rounds,
         "systems": records,
-        "pairs": [asdict(pair) for pair in pairs],
+        "pairs": [{**asdict(pair), "interval": list(pair.interval)} for pair in pairs],
         "power": _power(pairs, len(measured.query_ids), level),
         "listing": [_listing(measured, texts, pair, ordered, listing) for pair in pairs if listing],
     }
@@ -76,11 +77,10 @@ def compare(
 
 def markdown(comparison: Comparison) -> str:
     """Tables of the systems and of their pairs, what the queries cannot show, and the listing."""
-    heads, rows = _system_rows(comparison)
-    lines = markdown_table(heads, rows, SYSTEM_TEXTS)
+    lines = _markdown_cells(*_system_rows(comparison))
     pairs = comparison["pairs"]
     if pairs:
-        lines += ["", *markdown_table(*_pair_rows(pairs), PAIR_TEXTS)]
+        lines += ["", *_markdown_cells(*_pair_rows(pairs))]
         lines += ["", f"*{_method(comparison)}*"]
     lines += ["", *[f"- {note}" for note in comparison["power"]]] if comparison["power"] else []
     for one in comparison["listing"]:
@@ -94,6 +94,10 @@ def markdown(comparison: Comparison) -> str:
                 ]
                 lines += markdown_table(["query", one["first"], one["second"], "text"], found, ("query", "text"))
     return "\n".join(lines) + "\n"
+
+
+def _markdown_cells(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
+    return markdown_table(heads, [[text for _, text in row] for row in rows], ("letter", "system", "beats", "pair"))
 
 
 def latex(comparison: Comparison) -> str:
@@ -122,24 +126,40 @@ def latex(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def html_page(comparison: Comparison) -> str:
-    """A page without scripts or styles: the tables of `markdown`."""
-    parts = [_html_table(*_system_rows(comparison))]
-    if comparison["pairs"]:
-        parts += [_html_table(*_pair_rows(comparison["pairs"])), f"<p>{html.escape(_method(comparison))}</p>"]
-    parts += [f"<p>{html.escape(note)}</p>" for note in comparison["power"]]
-    for one in comparison["listing"]:
-        parts.append(f"<h3>{html.escape(one['first'])} against {html.escape(one['second'])}</h3>")
-        cases = [
-            [c["query"], decimals(c["first"]), decimals(c["second"]), c["text"]] for c in one["wins"] + one["losses"]
-        ]
-        parts.append(_html_table(["query", one["first"], one["second"], "text"], cases))
-    title = html.escape(f"{comparison.get('collection', 'systems')}: {comparison['metric']}")
-    body = "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n{body}\n</html>\n'
+def html_page(comparison: Comparison, measured: Measured, texts: Sequence[str] = ()) -> dict[str, Any]:
+    """The page of a comparison of `measured`, as `write_html` takes it; queries are shown by `texts` (Q,) or ids."""
+    names, pairs = list(comparison["systems"]), comparison["pairs"]
+    tables = [table_of("Systems", *_system_rows(comparison))]
+    if pairs:
+        captions = [_method(comparison), *comparison["power"]]
+        tables.append(table_of("Pairs", *_pair_rows(pairs), ("p (Holm)", "t-test p (Holm)"), captions))
+    quality = {name: measured.systems[name] for name in names}
+    shown = values_of(measured.query_ids, texts or measured.query_ids, quality, comparison["metric"], names[1::-1])
+    of = [comparison[key] for key in ("collection", "split") if key in comparison]
+    return {
+        "title": ", ".join(of) or "Systems compared",
+        "subtitle": f"{comparison['queries']:,} queries, by {comparison['metric']}",
+        "tables": tables,
+        "plots": [],
+        "steps": None,
+        "queries": shown,
+        "histograms": [],
+        "lists": [],
+    }
 
 
-WRITERS = {".md": markdown, ".tex": latex, ".html": html_page}
+def write_comparison(path: Path, comparison: Comparison, measured: Measured, texts: Sequence[str] = ()) -> None:
+    """Write what `compare` made of `measured`, atomically, in the form that the name's suffix says: one of SUFFIXES."""
+    if path.suffix == ".json":
+        write_json(path, comparison)
+    elif path.suffix == ".html":
+        write_html(path, html_page(comparison, measured, texts))
+    else:
+        with atomic(path) as scratch:
+            scratch.write_text({".md": markdown, ".tex": latex}[path.suffix](comparison), encoding="utf-8")
+
+
+SUFFIXES = (".md", ".tex", ".html", ".json")
 
 
 def _of(system: str, quality: Quality, metric: str) -> NDArray[np.float64]:
@@ -207,34 +227,31 @@ def _metrics(comparison: Comparison) -> list[str]:
     return [comparison["metric"], *(metric for metric in every if metric != comparison["metric"])]
 
 
-def _system_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def _system_rows(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
     metrics, systems = _metrics(comparison), comparison["systems"]
-    heads = ["", "system", metrics[0], f"{1 - comparison['level']:.0%} interval", "beats", *metrics[1:]]
-    rows = [
-        [
-            *(record["letter"], name, decimals(record["means"].get(metrics[0]))),
-            interval(record["interval"]),
-            " ".join(sorted(systems[other]["letter"] for other in record["beats"])),
-            *(decimals(record["means"].get(metric)) for metric in metrics[1:]),
-        ]
-        for name, record in systems.items()
-    ]
+    heads = ["letter", "system", metrics[0], f"{1 - comparison['level']:.0%} interval", "beats", *metrics[1:]]
+    rows: list[list[Cell]] = []
+    for name, record in systems.items():
+        first, *others = [(value, decimals(value)) for value in map(record["means"].get, metrics)]
+        beaten = " ".join(sorted(systems[other]["letter"] for other in record["beats"]))
+        between = (record["interval"][0], interval(record["interval"]))
+        rows.append(
+            [(record["letter"], record["letter"]), (name, name), first, between, (beaten or None, beaten), *others]
+        )
     return heads, rows
 
 
-def _pair_rows(pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def _pair_rows(pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Cell]]]:
     heads = ["pair", "Δ", "interval", "p (Holm)", "t-test p (Holm)", "won, tied, lost", "Δ shown at 80 % power"]
-    rows = [
-        [
-            f"{pair['first']}, {pair['second']}",
-            f"{pair['difference']:+.3f}",
-            interval(pair["interval"], signed=True),
-            *(p_value(pair["adjusted_p"]), p_value(pair["adjusted_t_p"])),
-            f"{pair['wins']}, {pair['ties']}, {pair['losses']}",
-            decimals(pair["detectable"]),
-        ]
-        for pair in pairs
-    ]
+    rows: list[list[Cell]] = []
+    for pair in pairs:
+        name, counts = f"{pair['first']}, {pair['second']}", f"{pair['wins']}, {pair['ties']}, {pair['losses']}"
+        rows.append(
+            [(name, name), (pair["difference"], f"{pair['difference']:+.3f}")]
+            + [(pair["interval"][0], interval(pair["interval"], signed=True))]
+            + [(pair[key], p_value(pair[key])) for key in ("adjusted_p", "adjusted_t_p")]
+            + [(pair["wins"], counts), (pair["detectable"], decimals(pair["detectable"]))]
+        )
     return heads, rows
 
 
@@ -244,13 +261,6 @@ def _method(comparison: Comparison) -> str:
         f"randomisation test, two-sided, {comparison['rounds']:,} rounds, Holm over {len(comparison['pairs'])} "
         f"pairs, at {comparison['level']:g}. Intervals: percentile bootstrap over queries, as many rounds."
     )
-
-
-def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return "<table>\n" + "\n".join([line(heads, "th"), *(line(row, "td") for row in rows)]) + "\n</table>"
 
 
 def _tex(text: str) -> str:

@@ -90,9 +90,9 @@ def write_report(
     with atomic(folder / "quality_latency.png") as scratch:
         _plot(scratch, records, f"{collection.name}, {split}, {len(queries)} queries")
     heads, rows = cells(records, baseline)
-    table = table_of(heads, rows, [head for head in heads if head.endswith(("ms", "MB")) or head == "parameters"])
-    captions = [*_footnotes(records), _method(report)]
-    write_html(folder / "report.html", report_page(report, table, captions, systems, queries, collection))
+    low_first = [head for head in heads if head.endswith(("ms", "MB")) or head == "parameters"]
+    table = table_of("Systems", heads, rows, low_first, [*_footnotes(records), _method(report)])
+    write_html(folder / "report.html", report_page(report, table, systems, queries, collection))
     return report
 
 

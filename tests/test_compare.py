@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from retrieval_kd.compare import compare, html_page, latex, markdown
+from retrieval_kd.compare import SUFFIXES, compare, html_page, latex, markdown, write_comparison
 from retrieval_kd.evaluate.per_query import Measured
 from retrieval_kd.evaluate.significance import bootstrap_interval, pairwise
 from retrieval_kd.types import InputError
@@ -93,7 +93,7 @@ def cells(line: str) -> list[str]:
 
 def test_markdown() -> None:
     lines = markdown(FOUND).splitlines()
-    assert cells(lines[0]) == ["", "system", "nDCG@10", "95% interval", "beats", "MRR@10"]
+    assert cells(lines[0]) == ["letter", "system", "nDCG@10", "95% interval", "beats", "MRR@10"]
     assert [cells(line)[1] for line in lines[2:6]] == list(FOUND["systems"])
     for line, record in zip(lines[2:6], FOUND["systems"].values(), strict=True):
         assert float(cells(line)[2]) == pytest.approx(record["means"]["nDCG@10"], abs=5.1e-4)
@@ -113,28 +113,34 @@ def test_latex() -> None:
     assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
 
 
-def test_html_holds_the_cells_of_the_markdown() -> None:
-    class Cells(HTMLParser):
-        found: list[str] = []  # noqa: RUF012
-        tag = ""
-
-        def handle_starttag(self, tag: str, attrs: object) -> None:
-            self.tag = tag
-
-        def handle_data(self, data: str) -> None:
-            if self.tag in ("td", "th") and data.strip():
-                self.found.append(data)
-
-    parser = Cells()
-    parser.feed(html_page(FOUND))
-    expected = [cell for line in markdown(FOUND).splitlines() if line.startswith("|") for cell in cells(line)]
-    assert {cell for cell in expected if cell and not set(cell) <= set("-:")} == set(parser.found)
+def test_html_holds_the_cells_of_the_markdown(tmp_path: Path) -> None:
+    page = html_page(FOUND, MEASURED, TEXTS)
+    shown = [
+        [[one["label"] for one in table["columns"]], *([text for _, text in row] for row in table["rows"])]
+        for table in page["tables"]
+    ]
+    lines = [cells(line) for line in markdown(FOUND).splitlines() if line.startswith("|")]
+    tables = [[line for line in lines if len(line) == len(one[0])] for one in shown]
+    for found, expected in zip(shown, tables, strict=True):
+        assert found == [expected[0], *expected[2 : len(found) + 1]]
+    names = list(FOUND["systems"])
+    assert page["queries"]["systems"] == names
+    assert page["queries"]["first"] == [1, 0]
+    assert page["queries"]["values"]["MRR@10"][0] == np.round(MEASURED.systems[names[0]]["MRR@10"], 4).tolist()
+    assert html_page(FOUND, MEASURED)["queries"]["texts"] == IDS
+    for suffix in SUFFIXES:
+        write_comparison(tmp_path / f"found{suffix}", FOUND, MEASURED)
+    assert json.loads((tmp_path / "found.json").read_text()) == FOUND
+    assert (tmp_path / "found.md").read_text() == markdown(FOUND)
+    assert (tmp_path / "found.tex").read_text() == latex(FOUND)
 
 
 def test_one_system_has_nobody_to_beat() -> None:
     alone = compare(Measured(IDS, {"one": quality(0.0)}), "MRR@10")
     assert (alone["pairs"], alone["power"], alone["systems"]["one"]["beats"]) == ([], [], [])
     assert markdown(alone).count("\n") == 3
+    page = html_page(alone, Measured(IDS, {"one": quality(0.0)}))
+    assert (len(page["tables"]), page["queries"]["first"]) == (1, [0, 0])
 
 
 def test_a_metric_that_was_not_measured_is_refused() -> None:

@@ -124,12 +124,11 @@ def write_frontier(
     with atomic(folder / "frontier.png") as scratch:
         _draw(scratch, report)
     systems = [point.system for point in points]
-    table = table_of(HEADS, rows, [head for head in HEADS if head.endswith(("ms", "MB", " s"))])
+    low_first = [head for head in HEADS if head.endswith(("ms", "MB", " s"))]
     page = {
         "title": f"Frontier: {collection.name}, {split}",
         "subtitle": f"{len(queries):,} queries, {len(collection):,} documents",
-        "table": table,
-        "captions": notes,
+        "tables": [table_of("Points", HEADS, rows, low_first, notes)],
         "plots": [_plot(title, records, key, label) for title, key, label in PLOTS],
         "steps": _steps(report["waterfall"]),
         "queries": queries_of(systems, queries, collection, PRIMARY, systems[0].name),
