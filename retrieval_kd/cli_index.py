@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from retrieval_kd.cli_output import Json, Quiet, print_json, print_table
-from retrieval_kd.cli_workspace import AllowUnknown, Out, Recipe, Set, StoreFolder, open_workspace
+from retrieval_kd.cli_workspace import AllowUnknown, DryRun, Out, Recipe, Set, StoreFolder, open_workspace
 from retrieval_kd.figures import ABSENT
 from retrieval_kd.progress import console
-from retrieval_kd.recipe import load_recipe
 from retrieval_kd.types import InputError
 
 if TYPE_CHECKING:
@@ -25,9 +24,7 @@ def index(
     store: StoreFolder = None,
     set_: Set = None,
     allow_unknown_qrels: AllowUnknown = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would take in time, disk and memory; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
@@ -39,10 +36,9 @@ def index(
     rkd index recipe.toml --dry-run
     """
     console.quiet = quiet
-    load_recipe(recipe, set_ or [])  # a mistake in it is told before torch is imported
+    workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels, dry_run)
     from retrieval_kd import pipeline
 
-    workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels, dry_run)
     if dry_run:
         from retrieval_kd.pipeline.preflight import preflight
 
