@@ -73,8 +73,9 @@ def paired_test(a: Values, b: Values, rounds: int = 10_000, seed: int = 0) -> fl
 
 
 def paired_t(a: Values, b: Values) -> float:
-    """Two-sided p of the paired t-test; 1 when no query differs. Shapes: a, b (Q,)."""
-    if not np.any(np.abs(_differences(a, b)) > EQUAL):
+    """Two-sided p of the paired t-test; 1 when no query differs, or one alone shows no spread. Shapes: a, b (Q,)."""
+    differences = _differences(a, b)
+    if len(differences) < 2 or not np.any(np.abs(differences) > EQUAL):
         return 1.0
     from scipy.stats import ttest_rel
 
