@@ -90,10 +90,15 @@ def _read(
     from retrieval_kd.evaluate.per_query import Measured, join, read_per_query
     from retrieval_kd.evaluate.registry import open_judged
 
+    if collection is None and (split or relevance):
+        raise InputError("--split and --relevance are of a collection's judgements; give --collection too.")
+    runs = [path for path in results if not _is_measured(path)]
+    if relevance and not runs:
+        raise InputError("--relevance measures runs, and these values are measured already; leave it out.")
     judged = open_judged(collection, split, relevance=relevance, allow_mismatch=True) if collection else None
     parts: dict[str, Measured] = {}
     for path in results:
-        if path.is_dir() or _holds_values(path):
+        if _is_measured(path):
             parts[str(path)] = read_per_query(path)
             continue
         if judged is None:
@@ -117,12 +122,12 @@ def _read(
     text_of = dict(zip(judged.queries.ids, judged.queries.texts, strict=True))
     if unknown := [query_id for query_id in measured.query_ids if query_id not in text_of]:
         raise InputError(f"{results[0]} has query {unknown[0]!r}, which split {judged.split!r} of {collection} lacks.")
-    facts = {"collection": judged.name, "split": judged.split, "relevance": judged.relevance}
+    facts = {"collection": judged.name, "split": judged.split, **({"relevance": judged.relevance} if runs else {})}
     return measured, [text_of[query_id] for query_id in measured.query_ids], judged.metric, facts
 
 
-def _holds_values(path: Path) -> bool:
-    """Whether a file is a per_query.tsv, which its first line says."""
+def _is_measured(path: Path) -> bool:
+    """Whether a path is a report folder or a per_query.tsv, which its first line says; else it is a run."""
     from retrieval_kd.files import read_lines
 
-    return next((line for _, line in read_lines(path)), "").startswith("query\tsystem\t")
+    return path.is_dir() or next((line for _, line in read_lines(path)), "").startswith("query\tsystem\t")

@@ -9,11 +9,11 @@ from typing import Any
 
 from retrieval_kd.compare import markdown
 from retrieval_kd.evaluate.cost import machine
-from retrieval_kd.evaluate.registry import registry
+from retrieval_kd.evaluate.registry import Entry, registry
 from retrieval_kd.figures import decimals, markdown_table, plain
 from retrieval_kd.files import atomic, write_json
 from retrieval_kd.metrics import parse_metric
-from retrieval_kd.suite import Suite
+from retrieval_kd.suite import Suite, SuiteCollection
 from retrieval_kd.tables import did_you_mean
 from retrieval_kd.types import InputError
 
@@ -41,6 +41,36 @@ def write_suite_report(folder: Path, report: Report) -> None:
     write_json(folder / "report.json", report)
     with atomic(folder / "report.md") as scratch:
         scratch.write_text(_text(report), encoding="utf-8")
+
+
+def check_expected(suite: Suite) -> None:
+    """InputError for an expected figure of a collection, or by a metric, that the suite does not measure."""
+    entries = registry()
+    measured: dict[str, list[str]] = {}
+    for table in suite.collections:
+        entry = entries.get(table.name)
+        if entry is not None and entry.parts:
+            measured |= {part: metrics_of(suite, table, entries[part]) for part in entry.parts}
+        else:
+            measured[table.title] = metrics_of(suite, table, entry)
+    for one in suite.expected:
+        if one.collection not in measured:
+            known = did_you_mean(one.collection, sorted(measured))
+            raise InputError(f"expected: there is no collection {one.collection!r} in the suite{known}.")
+        for metric in (str(parse_metric(name)) for name in one.scores):
+            if metric not in measured[one.collection]:
+                raise InputError(f"expected: {metric} is not measured on {one.collection}; add it to `metrics`.")
+
+
+def metrics_of(suite: Suite, table: SuiteCollection, entry: Entry | None) -> list[str]:
+    """What is measured on a collection: what is tested, what the suite names, and what is published of BM25.
+
+    `entry` is what is known of it, perhaps of another split than the one measured.
+    """
+    known = entry or Entry(folder=table.name)
+    published = known.bm25 if table.split in (None, known.split) else {}
+    names = [table.metric or known.metric, *suite.metrics, *published]
+    return list(dict.fromkeys(str(parse_metric(name)) for name in names))
 
 
 def score_table(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -127,20 +157,13 @@ def _published(suite: Suite, found: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _checks(suite: Suite, collections: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What the suite expects of the collections that were measured, and what was found."""
     by_title = {one["collection"]: one for one in collections}
-    titles = {table.title for table in suite.collections}
-    titles |= {part for table in suite.collections if (entry := registry().get(table.name)) for part in entry.parts}
     checks = []
     for one in suite.expected:
-        if one.collection not in titles:
-            known = did_you_mean(one.collection, sorted(titles))
-            raise InputError(f"expected: there is no collection {one.collection!r} in the suite{known}.")
         if one.collection not in by_title:
             continue
         for name, score in one.scores.items():
             metric = str(parse_metric(name))
             means = by_title[one.collection]["systems"][one.system]["means"]
-            if metric not in means:
-                raise InputError(f"expected: {metric} is not measured on {one.collection}; add it to `metrics`.")
             checks.append(
                 {
                     "collection": one.collection,

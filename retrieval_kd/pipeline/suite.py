@@ -35,12 +35,20 @@ from retrieval_kd.files import (
     write_run,
 )
 from retrieval_kd.fusion import fuse_hits, normalise_hits
-from retrieval_kd.metrics import parse_metric
 from retrieval_kd.pipeline.stage_folder import make_folder
 from retrieval_kd.progress import say
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
-from retrieval_kd.suite import OWN, Suite, SuiteCollection, SuiteSystem, file_name, load_suite, own_options
-from retrieval_kd.suite_report import suite_report, write_suite_report
+from retrieval_kd.suite import (
+    OWN,
+    Suite,
+    SuiteCollection,
+    SuiteSystem,
+    file_name,
+    load_suite,
+    own_options,
+    same_file_name,
+)
+from retrieval_kd.suite_report import check_expected, metrics_of, suite_report, write_suite_report
 from retrieval_kd.tables import Component, did_you_mean, kind_module, options
 from retrieval_kd.teachers import Embedder, Retriever, Teacher, load_teacher, scored_as
 from retrieval_kd.types import Hits, InputError
@@ -58,6 +66,7 @@ def run_suite(
     `folder` is work/SUITE, and `store` work/store, if they are not given. File names in a suite are relative to it.
     """
     suite = load_suite(path)
+    check_expected(suite)
     folder = folder or Path("work") / path.stem
     tables = _expanded(suite, only)
     for system in suite.systems:
@@ -116,6 +125,8 @@ def _expanded(suite: Suite, only: Sequence[str]) -> list[SuiteCollection]:
             tables += [table.model_copy(update={"name": part}) for part in entry.parts]
         else:
             tables.append(table)
+    if same := same_file_name([table.title for table in tables]):
+        raise InputError(f"{same[0]} is measured twice: as a part of another collection, and as {same[1]}; drop one.")
     return tables
 
 
@@ -150,9 +161,7 @@ def _measure(place: Place) -> dict[str, Any]:
 def _compared(place: Place, runs: dict[str, Hits], keys: dict[str, str]) -> dict[str, Any]:
     """The systems of a collection measured and compared; kept like the runs."""
     judged, suite = place.judged, place.suite
-    metrics = list(dict.fromkeys([judged.metric, *(str(parse_metric(name)) for name in suite.metrics)]))
-    if judged.entry is not None:
-        metrics += [name for name in judged.entry.bm25 if name not in metrics]
+    metrics = metrics_of(suite, place.table, registry().get(place.table.name))
     grades = [sorted(grades.items()) for grades in judged.queries.qrels]
 
     def work(folder: Path) -> dict[str, Any]:
@@ -204,6 +213,8 @@ def _search(place: Place, system: SuiteSystem, runs: dict[str, Hits], keys: dict
     form = own_options(system).form if system.kind == "student" else "torch"
     teacher = load_teacher(_component(system, place.beside), judged.collection)
     texts, documents = judged.queries.texts, judged.collection.documents
+    if form != "torch" and system.rerank is not None:
+        raise InputError(f"system {system.name!r}: the form {form} encodes queries alone, and cannot re-rank.")
     if isinstance(teacher, Embedder) and form != "torch":
         served = Encoder.load(place.beside / own_options(system).work / "served" / form)
 
@@ -216,8 +227,10 @@ def _search(place: Place, system: SuiteSystem, runs: dict[str, Hits], keys: dict
 
         return [system.kind, teacher.tower_identity("document"), served.manifest], search_served
     if form != "torch":
-        raise InputError(f"system {system.name!r}: only students with dense vectors are exported as {form}.")
-    if isinstance(teacher, Embedder | Retriever):
+        raise InputError(
+            f"system {system.name!r}: a suite searches exported forms of dense students only; drop `form`."
+        )
+    if system.rerank is None and isinstance(teacher, Embedder | Retriever):
 
         def search() -> tuple[Hits, dict[str, Any]]:
             return retrieve(place.store, system.name, teacher, texts, documents, depth), {"notes": []}
