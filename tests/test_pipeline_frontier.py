@@ -154,6 +154,12 @@ def test_mistakes_are_told(recipe: Path) -> None:
             frontier(workspace(recipe, *overrides))
 
 
+def test_without_a_teacher_a_system_is_named(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workspace, "renders", {})  # as a recipe without teachers has them
+    with pytest.raises(InputError, match=r"name a system, frontier\.teacher: bm25, student"):
+        frontier(workspace(recipe))
+
+
 def test_without_points_those_of_the_kind(recipe: Path) -> None:
     points, steps = points_of(workspace(recipe, "frontier.points=[]", "frontier.steps=[]"))
     names = [point.name for point in points]

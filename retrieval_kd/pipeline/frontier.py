@@ -244,6 +244,11 @@ def _teacher(workspace: Workspace) -> tuple[str, NDArray[np.float64]]:
     values = {name: quality[PRIMARY] for name, quality in measured.systems.items()}
     if wanted is not None and wanted not in values:
         raise InputError(f"frontier.teacher {wanted!r} is not in the report: {', '.join(values)}.")
+    if wanted is None and not workspace.renders:
+        known = ", ".join(values)
+        raise InputError(
+            f"the recipe has no teacher that the waterfall could begin with; name a system, frontier.teacher: {known}."
+        )
     teachers = [name for name in (TEACHER, *workspace.renders) if name in values]
     best = wanted or (TEACHER if TEACHER in teachers else max(teachers, key=lambda name: float(values[name].mean())))
     return best, values[best]
@@ -253,7 +258,7 @@ def _notes(workspace: Workspace) -> list[str]:
     deep = min(workspace.recipe.evaluation.depth, len(workspace.collection))
     return [
         f"{PRIMARY} and latencies are of searches for {SERVED} results, one query at a time on one thread; {DEEP} is "
-        f"of lists of {deep:,}. Interval: percentile bootstrap.",
+        f"of lists of {deep:,}. Interval: percentile bootstrap; p: paired randomisation test, not corrected.",
         "Build and serving are processes of their own. Their peaks are VmHWM of /proc, with Python and libraries; the "
         "serving one has query encoder and index, before the deep lists are searched.",
         "Front: where no other point is as good for less latency (encode and search, p50), or less size (index and "
