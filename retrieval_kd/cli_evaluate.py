@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from retrieval_kd.cli_output import Json, Quiet, print_json
+from retrieval_kd.metrics import PRIMARY
 from retrieval_kd.progress import console, say
 from retrieval_kd.types import InputError
 
@@ -118,7 +119,7 @@ def _read(
         parts[str(path)] = Measured(judged.queries.ids, {path.stem: quality})
     measured = join(parts)
     if judged is None:
-        return measured, [], "nDCG@10", {}
+        return measured, [], PRIMARY, {}
     text_of = dict(zip(judged.queries.ids, judged.queries.texts, strict=True))
     if unknown := [query_id for query_id in measured.query_ids if query_id not in text_of]:
         raise InputError(f"{results[0]} has query {unknown[0]!r}, which split {judged.split!r} of {collection} lacks.")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_kd.evaluate.per_query import Measured, Quality
-from retrieval_kd.evaluate.significance import Pair, bootstrap_interval, pairwise
+from retrieval_kd.evaluate.significance import LEVEL, ROUNDS, Pair, bootstrap_interval, pairwise
 from retrieval_kd.figures import decimals, interval, markdown_table, p_value
 from retrieval_kd.files import atomic, write_json
 from retrieval_kd.metrics import parse_metric
@@ -24,8 +24,6 @@ from retrieval_kd.report_html import Cell, table_of, values_of, write_html
 from retrieval_kd.types import InputError
 
 FORMAT = 1  # of a comparison, raised when what it holds changes
-ROUNDS = 10_000
-LEVEL = 0.05
 
 Comparison = dict[str, Any]
 

@@ -16,7 +16,8 @@ from typing import Literal
 
 from retrieval_kd.types import InputError
 
-STANDARD = ("nDCG@10", "MRR@10", "R@100", "R@1000", "MAP")
+PRIMARY = "nDCG@10"  # what reports test, and what is tuned and selected by, where nothing else is said
+STANDARD = (PRIMARY, "MRR@10", "R@100", "R@1000", "MAP")
 
 Kind = Literal["nDCG", "MRR", "R", "MAP"]
 KIND_OF: dict[str, Kind] = {

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from retrieval_kd.evaluate.cost import Latency, machine
 from retrieval_kd.evaluate.per_query import PER_QUERY, Measured, Quality, write_per_query
-from retrieval_kd.evaluate.significance import Comparison, against_baseline, bootstrap_interval
+from retrieval_kd.evaluate.significance import CONFIDENCE, ROUNDS, Difference, against_baseline, bootstrap_interval
 from retrieval_kd.figures import ABSENT, decimals, digits, interval, markdown_table, p_value, plain
 from retrieval_kd.files import atomic, write_json
-from retrieval_kd.metrics import STANDARD, parse_metric
+from retrieval_kd.metrics import PRIMARY, STANDARD, parse_metric
 from retrieval_kd.report_html import Cell, report_page, table_of, write_html
 from retrieval_kd.types import Collection, Hits, InputError
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
-PRIMARY = "nDCG@10"  # what intervals and tests are about
-ROUNDS = 10_000  # of the test and of the interval
-LEVEL = 0.95
 BOUNDED = "†"  # marks a recall that the length of the lists bounds
 
 Record = Mapping[str, Any]
@@ -76,7 +73,7 @@ def write_report(
             "rounds": ROUNDS,
             "correction": "Holm",
             "comparisons": len(systems) - 1,
-            "interval": f"percentile bootstrap, {LEVEL:.0%}",
+            "interval": f"percentile bootstrap, {CONFIDENCE:.0%}",
         },
         "systems": records,
         "notes": list(collection.notes),
@@ -99,7 +96,7 @@ def write_report(
 def summarise(systems: Sequence[System], baseline: str, documents: int | None = None) -> dict[str, Record]:
     """What a report says of each system, by name, in JSON types; None where it is not known.
 
-    Means under the metrics' canonical names; `interval` and the fields of `Comparison`, all of nDCG@10;
+    Means under the metrics' canonical names; `interval` and the fields of `Difference`, all of nDCG@10;
     the cost; `depth` K of the hits, and `bounded`, the recalls that K limits (none where K covers `documents`).
     """
     by_name = {system.name: system for system in systems}
@@ -121,8 +118,8 @@ def summarise(systems: Sequence[System], baseline: str, documents: int | None = 
         records[name] = {
             "engine": system.engine,
             **{metric: float(values.mean()) for metric, values in system.quality.items()},
-            "interval": list(bootstrap_interval(system.quality[PRIMARY], ROUNDS, LEVEL)),
-            **{key.name: getattr(compared.get(name), key.name, None) for key in fields(Comparison)},
+            "interval": list(bootstrap_interval(system.quality[PRIMARY], ROUNDS, CONFIDENCE)),
+            **{key.name: getattr(compared.get(name), key.name, None) for key in fields(Difference)},
             "query_p50_ms": system.latency.p50_ms if system.latency else None,
             "query_p95_ms": system.latency.p95_ms if system.latency else None,
             "parameters": system.parameters,
@@ -142,7 +139,7 @@ def systems_markdown(records: Mapping[str, Record], baseline: str) -> str:
 
 def cells(records: Mapping[str, Record], baseline: str) -> tuple[list[str], list[list[Cell]]]:
     """The heads of a report's table, and its rows: of each cell what it is sorted by, and what is printed."""
-    heads = ["system", "query engine", PRIMARY, f"{LEVEL:.0%} interval", *STANDARD[1:]]
+    heads = ["system", "query engine", PRIMARY, f"{CONFIDENCE:.0%} interval", *STANDARD[1:]]
     heads += [f"Δ to {baseline}", "p (Holm)", "query p50 ms", "p95 ms", "parameters", "MB", "index MB"]
     rows: list[list[Cell]] = []
     for name, record in records.items():
@@ -280,7 +277,7 @@ def _plot(path: Path, records: Mapping[str, Record], title: str) -> None:
         axes.errorbar([at], [value], bar, fmt="os^Dv"[number % 5], color=f"C{number}", capsize=3, label=label)
         labels.append((name, at, value, f"C{number}"))
         bars.append((at, low, high))
-    axes.set(title=title, ylabel=f"{PRIMARY}, {LEVEL:.0%} interval")
+    axes.set(title=title, ylabel=f"{PRIMARY}, {CONFIDENCE:.0%} interval")
     dashed = "; dashed: not timed" if any(one["query_p50_ms"] is None for one in records.values()) else ""
     axes.set_xlabel(f"query encoding, p50 ms, one thread (log scale){dashed}")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

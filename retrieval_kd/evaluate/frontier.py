@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from retrieval_kd.evaluate.significance import bootstrap_interval, paired_test
 from retrieval_kd.figures import decimals, digits, interval, markdown_table, p_value, plain
 from retrieval_kd.files import atomic, write_json
-from retrieval_kd.report import PRIMARY, System, place_labels
+from retrieval_kd.metrics import PRIMARY
+from retrieval_kd.report import System, place_labels
 from retrieval_kd.report_html import Cell, plot_of, point_of, queries_of, table_of, write_html
 from retrieval_kd.types import Collection
 
@@ -68,10 +69,17 @@ def waterfall(steps: Sequence[tuple[str, NDArray[np.float64]]]) -> list[dict[str
     found: list[dict[str, Any]] = []
     before: NDArray[np.float64] | None = None
     for name, values in steps:
-        step: dict[str, Any] = {"name": name, "value": float(values.mean()), "interval": bootstrap_interval(values)}
+        step: dict[str, Any] = {
+            "name": name,
+            "value": float(values.mean()),
+            "interval": list(bootstrap_interval(values)),
+        }
         if before is not None:
             difference = values - before
-            step |= {"difference": float(difference.mean()), "difference_interval": bootstrap_interval(difference)}
+            step |= {
+                "difference": float(difference.mean()),
+                "difference_interval": list(bootstrap_interval(difference)),
+            }
             step["p"] = paired_test(values, before)
         found.append(step)
         before = values

@@ -21,12 +21,13 @@ from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.files import hash_texts, load_hits, map_array, read_json, size_bytes, write_json
 from retrieval_kd.forms import Form, parse_form
 from retrieval_kd.index import BLOCK, FORMAT
+from retrieval_kd.metrics import PRIMARY
 from retrieval_kd.pipeline.documents import SHARDS, VECTORS, document_vectors
 from retrieval_kd.pipeline.exporting import TABLE, unit_length
 from retrieval_kd.pipeline.workspace import Workspace
 from retrieval_kd.progress import say
 from retrieval_kd.recipe import Point
-from retrieval_kd.report import PRIMARY, System
+from retrieval_kd.report import System
 from retrieval_kd.tables import Component, kind_module, options, parse
 from retrieval_kd.types import SIDES, InputError
 

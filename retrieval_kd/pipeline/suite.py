@@ -18,12 +18,13 @@ from typing import Any
 import faiss
 import numpy as np
 
-from retrieval_kd.compare import FORMAT, LEVEL, ROUNDS, compare
+from retrieval_kd.compare import FORMAT, compare
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.evaluate.per_query import PER_QUERY, Measured, write_per_query
 from retrieval_kd.evaluate.quality import per_query, without_self
 from retrieval_kd.evaluate.registry import Judged, open_judged, registry
 from retrieval_kd.evaluate.runs import read_judged_run
+from retrieval_kd.evaluate.significance import LEVEL, ROUNDS
 from retrieval_kd.files import (
     fingerprint,
     hash_texts,

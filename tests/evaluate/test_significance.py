@@ -143,7 +143,7 @@ def test_bootstrap_interval_agrees_with_scipy() -> None:
     assert low == pytest.approx(expected.low, abs=0.003)
     assert high == pytest.approx(expected.high, abs=0.003)
     assert low < values.mean() < high
-    narrow = bootstrap_interval(values, level=0.5)
+    narrow = bootstrap_interval(values, confidence=0.5)
     assert low < narrow[0] < narrow[1] < high
     assert (low, high) == bootstrap_interval(values)
 
