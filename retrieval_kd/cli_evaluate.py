@@ -88,7 +88,7 @@ def _read(
     results: list[Path], collection: str | None, split: str | None, relevance: int | None
 ) -> tuple[Any, list[str], str, dict[str, Any]]:
     """Values of all systems, texts of the queries, the primary metric, and facts."""
-    from retrieval_kd.evaluate.per_query import Measured, join, read_per_query
+    from retrieval_kd.evaluate.per_query import Measured, bounded, join, read_per_query
     from retrieval_kd.evaluate.registry import open_judged
 
     if collection is None and (split or relevance):
@@ -116,7 +116,8 @@ def _read(
             hits = without_self(hits, judged.queries.ids, ids)
         metrics = list(dict.fromkeys([judged.metric, *STANDARD]))
         quality = per_query(hits, judged.queries, ids, metrics, judged.relevance)
-        parts[str(path)] = Measured(judged.queries.ids, {path.stem: quality})
+        short = bounded(metrics, hits.rows.shape[1], len(ids))
+        parts[str(path)] = Measured(judged.queries.ids, {path.stem: quality}, {path.stem: short})
     measured = join(parts)
     if judged is None:
         return measured, [], PRIMARY, {}

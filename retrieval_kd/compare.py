@@ -1,7 +1,8 @@
 """Systems compared query by query: one structure of JSON types, written as Markdown, LaTeX or HTML.
 
 {"collection", "split", "queries", "metric", "relevance", "level", "rounds",
- "systems": {name: {"letter", "means": {metric: mean}, "interval": [low, high], "beats": [names]}}, best first,
+ "systems": {name: {"letter", "means": {metric: mean}, "bounded": [metrics], "interval": [low, high],
+  "beats": [names]}}, best first,
  "pairs": [fields of `Pair`], "power": [lines], "listing": [{"first", "second", "wins", "losses"}]}
 """
 
@@ -17,13 +18,13 @@ from numpy.typing import NDArray
 
 from retrieval_kd.evaluate.per_query import Measured, Quality
 from retrieval_kd.evaluate.significance import LEVEL, ROUNDS, Pair, bootstrap_interval, pairwise
-from retrieval_kd.figures import decimals, interval, markdown_table, p_value
+from retrieval_kd.figures import BOUNDED, decimals, interval, markdown_table, p_value
 from retrieval_kd.files import atomic, write_json
 from retrieval_kd.metrics import parse_metric
 from retrieval_kd.report_html import Cell, table_of, values_of, write_html
 from retrieval_kd.types import InputError
 
-FORMAT = 1  # of a comparison, raised when what it holds changes
+FORMAT = 2  # of a comparison, raised when what it holds changes
 
 Comparison = dict[str, Any]
 
@@ -56,6 +57,7 @@ def compare(
             "letter": letters[system],
             "means": {metric: float(each.mean()) for metric, each in measured.systems[system].items()},
             "interval": list(bootstrap_interval(ordered[system], rounds, 1 - level)),
+            "bounded": list(measured.bounded.get(system, ())),
             "beats": [other for pair in pairs if (other := _beaten(pair, system, level)) is not None],
         }
         for system in order
@@ -76,6 +78,7 @@ def compare(
 def markdown(comparison: Comparison) -> str:
     """Tables of the systems and of their pairs, what the queries cannot show, and the listing."""
     lines = _markdown_cells(*_system_rows(comparison))
+    lines += ["", *notes] if (notes := _footnotes(comparison)) else []
     pairs = comparison["pairs"]
     if pairs:
         lines += ["", *_markdown_cells(*_pair_rows(pairs))]
@@ -117,17 +120,19 @@ def latex(comparison: Comparison) -> str:
                 continue
             value = record["means"][metric]
             cell = rf"\textbf{{{value:.3f}}}" if value == best[metric] else f"{value:.3f}"
-            above = "".join(sorted(systems[other]["letter"] for other in record["beats"]))
-            cells.append(cell + (f"$^{{{above}}}$" if above and metric == comparison["metric"] else ""))
+            letters = sorted(systems[other]["letter"] for other in record["beats"] if metric == comparison["metric"])
+            above = "".join(letters) + (r"\dagger" if metric in record["bounded"] else "")
+            cells.append(cell + (f"$^{{{above}}}$" if above else ""))
         lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", f"% {_method(comparison)}"]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [f"% {line}" for line in (*_footnotes(comparison), _method(comparison))]
     return "\n".join(lines) + "\n"
 
 
 def html_page(comparison: Comparison, measured: Measured, texts: Sequence[str] = ()) -> dict[str, Any]:
     """The page of a comparison of `measured`, as `write_html` takes it; queries are shown by `texts` (Q,) or ids."""
     names, pairs = list(comparison["systems"]), comparison["pairs"]
-    tables = [table_of("Systems", *_system_rows(comparison))]
+    tables = [table_of("Systems", *_system_rows(comparison), captions=_footnotes(comparison))]
     if pairs:
         captions = [_method(comparison), *comparison["power"]]
         tables.append(table_of("Pairs", *_pair_rows(pairs), ("p (Holm)", "t-test p (Holm)"), captions))
@@ -230,13 +235,25 @@ def _system_rows(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
     heads = ["letter", "system", metrics[0], f"{1 - comparison['level']:.0%} interval", "beats", *metrics[1:]]
     rows: list[list[Cell]] = []
     for name, record in systems.items():
-        first, *others = [(value, decimals(value)) for value in map(record["means"].get, metrics)]
+        first, *others = [_cell(record, metric) for metric in metrics]
         beaten = " ".join(sorted(systems[other]["letter"] for other in record["beats"]))
         between = (record["interval"][0], interval(record["interval"]))
         rows.append(
             [(record["letter"], record["letter"]), (name, name), first, between, (beaten or None, beaten), *others]
         )
     return heads, rows
+
+
+def _cell(record: Mapping[str, Any], metric: str) -> Cell:
+    value = record["means"].get(metric)
+    return value, decimals(value) + (BOUNDED if metric in record["bounded"] else "")
+
+
+def _footnotes(comparison: Comparison) -> list[str]:
+    """What the marks of the table of systems mean."""
+    if not any(record["bounded"] for record in comparison["systems"].values()):
+        return []
+    return [f"{BOUNDED} The lists are shorter than that: a higher value was out of reach."]
 
 
 def _pair_rows(pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Cell]]]:

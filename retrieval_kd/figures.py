@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 
 ABSENT = "\N{EN DASH}"  # what is not known
+BOUNDED = "†"  # marks a recall that the length of the lists bounds
 
 
 def decimals(value: float | None) -> str:

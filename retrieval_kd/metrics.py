@@ -52,6 +52,12 @@ class Metric:
     cutoff: int | None = None
     relevance: int | None = None
 
+    def is_bounded(self, depth: int, documents: int | None = None) -> bool:
+        """Whether lists of `depth` results are too short for this recall, of a collection of so many documents."""
+        if self.kind != "R" or self.cutoff is None:
+            return False
+        return depth < (self.cutoff if documents is None else min(self.cutoff, documents))
+
     def __str__(self) -> str:
         name = self.kind if self.relevance is None else f"{self.kind}(rel={self.relevance})"
         return name if self.cutoff is None else f"{name}@{self.cutoff}"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrieval_kd.evaluate.cost import Latency, machine
-from retrieval_kd.evaluate.per_query import PER_QUERY, Measured, Quality, write_per_query
+from retrieval_kd.evaluate.per_query import PER_QUERY, Measured, Quality, bounded, write_per_query
 from retrieval_kd.evaluate.significance import CONFIDENCE, ROUNDS, Difference, against_baseline, bootstrap_interval
-from retrieval_kd.figures import ABSENT, decimals, digits, interval, markdown_table, p_value, plain
+from retrieval_kd.figures import ABSENT, BOUNDED, decimals, digits, interval, markdown_table, p_value, plain
 from retrieval_kd.files import atomic, write_json
-from retrieval_kd.metrics import PRIMARY, STANDARD, parse_metric
+from retrieval_kd.metrics import PRIMARY, STANDARD
 from retrieval_kd.report_html import Cell, report_page, table_of, write_html
 from retrieval_kd.types import Collection, Hits, InputError
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
-BOUNDED = "†"  # marks a recall that the length of the lists bounds
 
 Record = Mapping[str, Any]
 
@@ -126,7 +125,7 @@ def summarise(systems: Sequence[System], baseline: str, documents: int | None = 
             "bytes": system.bytes,
             "index_bytes": system.index_bytes,
             "depth": depth,
-            "bounded": [metric for metric in system.quality if _bounds(depth, metric, documents)],
+            "bounded": [] if depth is None else bounded(system.quality, depth, documents),
         }
     return records
 
@@ -178,22 +177,15 @@ def terminal_table(systems: Sequence[System], baseline: str, documents: int | No
     return table
 
 
-def _bounds(depth: int | None, name: str, documents: int | None) -> bool:
-    metric = parse_metric(name)
-    if metric.kind != "R" or metric.cutoff is None or depth is None:
-        return False
-    return depth < (metric.cutoff if documents is None else min(metric.cutoff, documents))
-
-
 def _footnotes(records: Mapping[str, Record]) -> list[str]:
     """A line for each depth that bounds a recall."""
-    bounded: dict[tuple[int, str], list[str]] = {}
+    names_of: dict[tuple[int, str], list[str]] = {}
     for name, record in records.items():
         for metric in record["bounded"]:
-            bounded.setdefault((record["depth"], metric), []).append(name)
+            names_of.setdefault((record["depth"], metric), []).append(name)
     return [
         f"{BOUNDED} {metric} of {', '.join(names)} is bounded by the depth of the lists, {depth}."
-        for (depth, metric), names in bounded.items()
+        for (depth, metric), names in names_of.items()
     ]
 
 

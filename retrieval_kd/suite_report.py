@@ -10,6 +10,7 @@ from typing import Any
 from retrieval_kd.compare import markdown
 from retrieval_kd.evaluate.cost import machine
 from retrieval_kd.evaluate.registry import Entry, registry
+from retrieval_kd.evaluate.significance import LEVEL
 from retrieval_kd.figures import decimals, markdown_table, plain
 from retrieval_kd.files import atomic, write_json
 from retrieval_kd.metrics import parse_metric
@@ -184,7 +185,7 @@ def _text(report: Report) -> str:
     lines = [f"# {report['suite']}", "", *markdown_table(heads, rows, SCORE_TEXTS), ""]
     lines.append(
         "A letter behind a figure names a system that it beats: paired randomisation test, Holm over all pairs of the "
-        "collection, p < 0.05. A mean is of collections, not of queries; no test is made of it."
+        f"collection, p < {LEVEL:g}. A mean is of collections, not of queries; no test is made of it."
     )
     if report["left_out"]:
         lines += ["", f"Not measured, though in the suite: {'; '.join(report['left_out'])}."]

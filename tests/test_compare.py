@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from retrieval_kd.compare import SUFFIXES, compare, html_page, latex, markdown, write_comparison
-from retrieval_kd.evaluate.per_query import Measured
+from retrieval_kd.evaluate.per_query import Measured, bounded, join
 from retrieval_kd.evaluate.significance import bootstrap_interval, pairwise
 from retrieval_kd.types import InputError
 
@@ -133,6 +133,21 @@ def test_html_holds_the_cells_of_the_markdown(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "found.json").read_text()) == FOUND
     assert (tmp_path / "found.md").read_text() == markdown(FOUND)
     assert (tmp_path / "found.tex").read_text() == latex(FOUND)
+
+
+def test_a_recall_that_lists_are_too_short_for_is_marked() -> None:
+    values = {name: {"nDCG@10": BASE, "R@100": BASE} for name in ("long", "short")}
+    measured = join({"x": Measured(IDS, values, {"short": bounded(["nDCG@10", "R@100", "R@50"], 50)})})
+    found = compare(measured, "nDCG@10", rounds=100)
+    assert {name: record["bounded"] for name, record in found["systems"].items()} == {"long": [], "short": ["R@100"]}
+    value = f"{BASE.mean():.3f}"
+    text = markdown(found)
+    assert [cells(line)[-1] for line in text.splitlines()[2:4]] == [value, f"{value}†"]
+    assert "† The lists are shorter than that" in text
+    assert rf"\textbf{{{value}}}$^{{\dagger}}$" in latex(found)
+    (caption,) = html_page(found, measured)["tables"][0]["captions"]
+    assert caption == "† The lists are shorter than that: a higher value was out of reach."
+    assert bounded(["R@100"], 50, documents=50) == []
 
 
 def test_one_system_has_nobody_to_beat() -> None:

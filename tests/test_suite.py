@@ -155,6 +155,14 @@ def test_figures_are_those_of_trec_eval(place: Path, out: Path) -> None:
     assert first["scores"]["bm25"] == read_per_query(out / "toy" / "report").systems["bm25"]["MRR@10"].mean()
 
 
+def test_lists_that_are_too_short_for_a_recall_are_marked(out: Path) -> None:
+    found = json.loads((out / "report.json").read_text())["collections"][0]["systems"]
+    # of 20 documents suites ask for 12, and the re-ranked lists have 5; the run has 9
+    assert {name for name, record in found.items() if record["bounded"] == ["R@100"]} == set(SYSTEMS)
+    line = next(line for line in (out / "report.md").read_text().splitlines() if "| reranker |" in line)
+    assert line.endswith(f"{found['reranker']['means']['R@100']:.3f}† |")
+
+
 def test_a_query_does_not_find_itself_where_the_rule_says_so(out: Path) -> None:
     for name in ("bm25", "encoder", "both", "student"):
         found = {}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_kd.files import atomic, read_lines
+from retrieval_kd.metrics import parse_metric
 from retrieval_kd.types import InputError
 
 PER_QUERY = "per_query.tsv"  # of a report folder
@@ -20,10 +21,19 @@ Quality = Mapping[str, NDArray[np.float64]]  # metric -> (Q,)
 
 @dataclass(frozen=True)
 class Measured:
-    """Per-query values of several systems over the same queries. Shapes: every value (Q,)."""
+    """Per-query values of several systems over the same queries. Shapes: every value (Q,).
+
+    `bounded` names the recalls of a system that the length of its lists bounds, where that is known: no file keeps it.
+    """
 
     query_ids: Sequence[str]
     systems: Mapping[str, Quality]
+    bounded: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def bounded(metrics: Iterable[str], depth: int, documents: int | None = None) -> list[str]:
+    """The recalls among the metrics for which lists of `depth` results, of so many documents, are too short."""
+    return [metric for metric in metrics if parse_metric(metric).is_bounded(depth, documents)]
 
 
 def read_per_query(path: Path) -> Measured:
@@ -78,6 +88,7 @@ def join(parts: Mapping[str, Measured]) -> Measured:
     first, ids = next((name, part.query_ids) for name, part in parts.items())
     names = [system for part in parts.values() for system in part.systems]
     systems: dict[str, Quality] = {}
+    short: dict[str, Sequence[str]] = {}
     for where, part in parts.items():
         if differing := set(part.query_ids) ^ set(ids):
             raise InputError(
@@ -89,4 +100,5 @@ def join(parts: Mapping[str, Measured]) -> Measured:
         for system, quality in part.systems.items():
             name = system if names.count(system) == 1 else f"{where}: {system}"
             systems[name] = {metric: values[order] for metric, values in quality.items()}
-    return Measured(ids, systems)
+            short[name] = part.bounded.get(system, ())
+    return Measured(ids, systems, short)

@@ -20,7 +20,7 @@ import numpy as np
 
 from retrieval_kd.compare import FORMAT, compare
 from retrieval_kd.encoder import Encoder
-from retrieval_kd.evaluate.per_query import PER_QUERY, Measured, write_per_query
+from retrieval_kd.evaluate.per_query import PER_QUERY, Measured, bounded, write_per_query
 from retrieval_kd.evaluate.quality import per_query, without_self
 from retrieval_kd.evaluate.registry import Judged, open_judged, registry
 from retrieval_kd.evaluate.runs import read_judged_run
@@ -168,7 +168,8 @@ def _compared(place: Place, runs: dict[str, Hits], keys: dict[str, str]) -> dict
     def work(folder: Path) -> dict[str, Any]:
         queries, ids = judged.queries, list(judged.collection.document_ids)
         quality = {name: per_query(hits, queries, ids, metrics, judged.relevance) for name, hits in runs.items()}
-        measured = Measured(queries.ids, quality)
+        short = {name: bounded(metrics, hits.rows.shape[1], len(ids)) for name, hits in runs.items()}
+        measured = Measured(queries.ids, quality, short)
         facts = {
             "collection": place.table.title,
             "name": place.table.name,
