@@ -21,13 +21,12 @@ from retrieval_kd import __version__, cli_methods, cli_scores
 from retrieval_kd.cli_evaluate import compare, evaluate_suite
 from retrieval_kd.cli_frontier import frontier
 from retrieval_kd.cli_index import index
-from retrieval_kd.cli_output import Json, Quiet, print_json, print_table
+from retrieval_kd.cli_output import AllowMissing, Json, Quiet, print_json, print_table
 from retrieval_kd.cli_serve import serve
 from retrieval_kd.cli_synthesize import synthesize
-from retrieval_kd.cli_workspace import AllowUnknown, Out, Recipe, Set, StoreFolder, hush, open_workspace
+from retrieval_kd.cli_workspace import AllowUnknown, DryRun, Out, Recipe, Set, StoreFolder, hush, open_workspace
 from retrieval_kd.extras import EXTRA_OF, missing_extra
 from retrieval_kd.progress import console, say
-from retrieval_kd.recipe import load_recipe
 from retrieval_kd.suite import is_suite
 from retrieval_kd.types import InputError
 
@@ -73,10 +72,9 @@ def _stage(name: str, text: str) -> None:
         json_: Json = False,
     ) -> None:
         console.quiet = quiet
-        load_recipe(recipe, set_ or [])  # a mistake in it is told before torch is imported
+        workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels)
         from retrieval_kd import pipeline
 
-        workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels)
         began = monotonic()
         stage: Callable[[Workspace], Any] = getattr(pipeline, name)
         result = stage(workspace)
@@ -125,10 +123,9 @@ def evaluate(
         return
     if only or check:
         raise InputError(f"--only and --check are for suites, and {recipe} has no [[systems]].")
-    load_recipe(recipe, set_ or [])
+    workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels)
     from retrieval_kd import pipeline
 
-    workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels)
     began = monotonic()
     _finish(workspace, pipeline.evaluate(workspace), monotonic() - began, json_)
 
@@ -144,9 +141,7 @@ def score(
     store: StoreFolder = None,
     set_: Set = None,
     allow_unknown_qrels: AllowUnknown = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would cost, from samples; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Ask each teacher in so many processes [default: 1; on Ray, its CPUs].")
     ] = None,
@@ -168,9 +163,6 @@ def score(
     console.quiet = quiet
     if dry_run and (processes or engine_cluster):
         raise InputError("--dry-run times a sample in this process; leave --processes and --engine-cluster out.")
-    load_recipe(recipe, set_ or [])  # a mistake in it is told before torch is imported
-    from retrieval_kd import pipeline
-
     workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels, dry_run)
     if dry_run:
         from retrieval_kd import cli_pricing
@@ -178,6 +170,8 @@ def score(
 
         cli_pricing.show(price(workspace), json_)
         return
+    from retrieval_kd import pipeline
+
     workspace.processes, workspace.cluster = processes, engine_cluster.value if engine_cluster else None
     began = monotonic()
     pipeline.score(workspace)
@@ -200,9 +194,7 @@ def mine(
     negatives: Annotated[
         int | None, typer.Option("--negatives", min=1, help="Most of a query, chosen as the stage samples.")
     ] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Leave out and count queries without a positive.")
-    ] = False,
+    allow_missing: AllowMissing = False,
     out: Out = None,
     store: StoreFolder = None,
     set_: Set = None,
@@ -215,14 +207,14 @@ def mine(
     rkd mine recipe.toml negatives.jsonl.gz --layout hard_negatives --negatives 7
     """
     console.quiet = quiet
-    load_recipe(recipe, set_ or [])
     if file is None and (layout != "hard_negatives" or stage or teacher or negatives or allow_missing):
         raise InputError("--layout, --stage, --teacher, --negatives and --allow-missing are about FILE; give it too.")
-    from retrieval_kd import pipeline
     from retrieval_kd.layouts import find_writer
 
     find_writer(layout)  # a layout that is never written is told before anything is mined
     workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels)
+    from retrieval_kd import pipeline
+
     began = monotonic()
     facts: dict[str, Any] = {}
     if file is None:
@@ -298,9 +290,9 @@ def _finish(workspace: Workspace, result: Any, seconds: float, json_: bool) -> N
     """Print the report where there is one, and the JSON line."""
     report = result if isinstance(result, dict) and "systems" in result else None
     if report is not None and not console.quiet:
-        from retrieval_kd.report import markdown_table
+        from retrieval_kd.report import systems_markdown
 
-        typer.echo(f"\n{markdown_table(report['systems'], report['baseline'])}\n")
+        typer.echo(f"\n{systems_markdown(report['systems'], report['baseline'])}\n")
         say(f"report: {workspace.folder / 'report' / 'report.md'}")
     outcome: dict[str, Any] = {"systems": report["systems"]} if report else {"folder": str(workspace.folder)}
     print_json(json_, {**outcome, "seconds": round(seconds, 2)})

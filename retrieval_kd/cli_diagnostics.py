@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from retrieval_kd.cli_output import DocumentPrompt, Json, QueryPrompt, Quiet, Split, print_json, print_table
+from retrieval_kd.cli_workspace import Out, Set, StoreFolder, open_workspace
 from retrieval_kd.progress import console
 from retrieval_kd.types import InputError
 
@@ -35,6 +36,7 @@ def stats(
 
     rkd scores stats work/store --collection beir/scifact --split train --plot scores.png
     """
+    console.quiet = quiet
     from retrieval_kd.data import load_collection
     from retrieval_kd.diagnostics import show
     from retrieval_kd.pipeline.diagnosis import Judge, diagnose
@@ -84,9 +86,9 @@ def parity(
     split: Split = "test",
     query_prompt: QueryPrompt = "",
     document_prompt: DocumentPrompt = "",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the recipe's results.")] = None,
-    store: Annotated[Path | None, typer.Option("--store", help="Folder of teacher scores of the recipe.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe.")] = None,
+    out: Out = None,
+    store: StoreFolder = None,
+    set_: Set = None,
     min_tau: Annotated[
         float | None, typer.Option("--min-tau", help="Exit code 1 where the mean Kendall's tau is below.")
     ] = None,
@@ -106,7 +108,6 @@ def parity(
         raise InputError("give a recipe, or the folders of two teachers.")
     from retrieval_kd.data import load_collection
     from retrieval_kd.diagnostics import show
-    from retrieval_kd.pipeline import Workspace
     from retrieval_kd.pipeline.parity import check_engines, check_stores
     from retrieval_kd.store.operations import open_folder
 
@@ -120,7 +121,7 @@ def parity(
     else:
         if teacher is None or not changes:
             raise InputError("give --teacher, and the --engine or --precision to compare it with.")
-        workspace = Workspace(first, out, store, set_ or [], dry=True)
+        workspace = open_workspace(first, out, store, set_, allow=False, dry=True)
         found = check_engines(workspace, teacher, changes, pairs, split).facts
     if not quiet and not json_:
         print_table(["", ""], show.parity_rows(found))

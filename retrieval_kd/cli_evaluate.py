@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from retrieval_kd.cli_output import Json, Quiet, print_json
+from retrieval_kd.metrics import PRIMARY
 from retrieval_kd.progress import console, say
 from retrieval_kd.types import InputError
 
@@ -16,17 +17,17 @@ def evaluate_suite(
     suite: Path, out: Path | None, store: Path | None, only: list[str], check: bool, quiet: bool, json_: bool
 ) -> None:
     """Measure a suite, print its table, and with `check` end with exit code 1 if a figure is not what is expected."""
-    from retrieval_kd.compare import markdown_table
+    from retrieval_kd.figures import markdown_table
     from retrieval_kd.pipeline.suite import run_suite
     from retrieval_kd.suite import load_suite
-    from retrieval_kd.suite_report import score_table
+    from retrieval_kd.suite_report import SCORE_TEXTS, score_table
 
     if check and not load_suite(suite).expected:
         raise InputError(f"{suite} has no [[expected]] to check; write what systems should have, or leave --check out.")
     report = run_suite(suite, out, store, only)
     folder = out or Path("work") / suite.stem
     if not quiet and not json_:
-        typer.echo("\n" + "\n".join(markdown_table(*score_table(report), left=2)) + "\n")
+        typer.echo("\n" + "\n".join(markdown_table(*score_table(report), SCORE_TEXTS)) + "\n")
     say(f"report: {folder / 'report.md'}")
     beyond = [one for one in report["checks"] if not one["within"]]
     if check and not json_:
@@ -69,19 +70,14 @@ def compare(
     """
     console.quiet = quiet
     from retrieval_kd import compare as compare_module
-    from retrieval_kd.files import atomic, write_json
 
     for file in out or ():
-        if file.suffix != ".json" and file.suffix not in compare_module.WRITERS:
+        if file.suffix not in compare_module.SUFFIXES:
             raise InputError(f"--out {file}: a comparison is written as .md, .tex, .html or .json.")
     measured, texts, primary, facts = _read(results, collection, split, relevance)
     comparison = compare_module.compare(measured, metric or primary, texts=texts, listing=listing, facts=facts)
     for file in out or ():
-        if file.suffix == ".json":
-            write_json(file, comparison)
-            continue
-        with atomic(file) as scratch:
-            scratch.write_text(compare_module.WRITERS[file.suffix](comparison), encoding="utf-8")
+        compare_module.write_comparison(file, comparison, measured, texts)
         say(f"written: {file}")
     if not quiet and not json_:
         typer.echo(compare_module.markdown(comparison))
@@ -92,13 +88,18 @@ def _read(
     results: list[Path], collection: str | None, split: str | None, relevance: int | None
 ) -> tuple[Any, list[str], str, dict[str, Any]]:
     """Values of all systems, texts of the queries, the primary metric, and facts."""
-    from retrieval_kd.compare import Measured, join, read_per_query
+    from retrieval_kd.evaluate.per_query import Measured, bounded, join, read_per_query
     from retrieval_kd.evaluate.registry import open_judged
 
+    if collection is None and (split or relevance):
+        raise InputError("--split and --relevance are of a collection's judgements; give --collection too.")
+    runs = [path for path in results if not _is_measured(path)]
+    if relevance and not runs:
+        raise InputError("--relevance measures runs, and these values are measured already; leave it out.")
     judged = open_judged(collection, split, relevance=relevance, allow_mismatch=True) if collection else None
     parts: dict[str, Measured] = {}
     for path in results:
-        if path.is_dir() or _holds_values(path):
+        if _is_measured(path):
             parts[str(path)] = read_per_query(path)
             continue
         if judged is None:
@@ -115,19 +116,20 @@ def _read(
             hits = without_self(hits, judged.queries.ids, ids)
         metrics = list(dict.fromkeys([judged.metric, *STANDARD]))
         quality = per_query(hits, judged.queries, ids, metrics, judged.relevance)
-        parts[str(path)] = Measured(judged.queries.ids, {path.stem: quality})
+        short = bounded(metrics, hits.rows.shape[1], len(ids))
+        parts[str(path)] = Measured(judged.queries.ids, {path.stem: quality}, {path.stem: short})
     measured = join(parts)
     if judged is None:
-        return measured, [], "nDCG@10", {}
+        return measured, [], PRIMARY, {}
     text_of = dict(zip(judged.queries.ids, judged.queries.texts, strict=True))
     if unknown := [query_id for query_id in measured.query_ids if query_id not in text_of]:
         raise InputError(f"{results[0]} has query {unknown[0]!r}, which split {judged.split!r} of {collection} lacks.")
-    facts = {"collection": judged.name, "split": judged.split, "relevance": judged.relevance}
+    facts = {"collection": judged.name, "split": judged.split, **({"relevance": judged.relevance} if runs else {})}
     return measured, [text_of[query_id] for query_id in measured.query_ids], judged.metric, facts
 
 
-def _holds_values(path: Path) -> bool:
-    """Whether a file is a per_query.tsv, which its first line says."""
+def _is_measured(path: Path) -> bool:
+    """Whether a path is a report folder or a per_query.tsv, which its first line says; else it is a run."""
     from retrieval_kd.files import read_lines
 
-    return next((line for _, line in read_lines(path)), "").startswith("query\tsystem\t")
+    return path.is_dir() or next((line for _, line in read_lines(path)), "").startswith("query\tsystem\t")

@@ -9,7 +9,6 @@ import typer
 from retrieval_kd.cli_output import Json, Quiet, print_json, print_table
 from retrieval_kd.cli_workspace import AllowUnknown, Out, Recipe, Set, StoreFolder, open_workspace
 from retrieval_kd.progress import console, say
-from retrieval_kd.recipe import load_recipe
 
 
 def frontier(
@@ -30,10 +29,9 @@ def frontier(
     rkd frontier recipe.toml --set frontier.repeats=3
     """
     console.quiet = quiet
-    load_recipe(recipe, set_ or [])  # a mistake in it is told before torch is imported
+    workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels)
     from retrieval_kd.pipeline.frontier import FOLDER, frontier
 
-    workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels)
     began = monotonic()
     report = frontier(workspace)
     if not quiet and not json_:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from retrieval_kd.cli_output import Json, Quiet, print_json, print_table
-from retrieval_kd.cli_workspace import AllowUnknown, Out, Recipe, Set, StoreFolder, open_workspace
+from retrieval_kd.cli_workspace import AllowUnknown, DryRun, Out, Recipe, Set, StoreFolder, open_workspace
+from retrieval_kd.figures import ABSENT
 from retrieval_kd.progress import console
-from retrieval_kd.recipe import load_recipe
 from retrieval_kd.types import InputError
 
 if TYPE_CHECKING:
     from retrieval_kd.pipeline.preflight import Preflight
-
-UNKNOWN = "\N{EN DASH}"
 
 
 def index(
@@ -26,9 +24,7 @@ def index(
     store: StoreFolder = None,
     set_: Set = None,
     allow_unknown_qrels: AllowUnknown = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would take in time, disk and memory; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
@@ -40,10 +36,9 @@ def index(
     rkd index recipe.toml --dry-run
     """
     console.quiet = quiet
-    load_recipe(recipe, set_ or [])  # a mistake in it is told before torch is imported
+    workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels, dry_run)
     from retrieval_kd import pipeline
 
-    workspace = open_workspace(recipe, out, store, set_, allow_unknown_qrels, dry_run)
     if dry_run:
         from retrieval_kd.pipeline.preflight import preflight
 
@@ -56,7 +51,7 @@ def index(
 
 def _show(found: Preflight, json_: bool) -> None:
     if not console.quiet and not json_:
-        rate = UNKNOWN if found.documents_per_second is None else f"{found.documents_per_second:,.0f} a second"
+        rate = ABSENT if found.documents_per_second is None else f"{found.documents_per_second:,.0f} a second"
         rows = [
             ("documents", f"{found.documents:,}"),
             ("encoded already", f"{found.encoded:,}"),
@@ -81,4 +76,4 @@ def _show(found: Preflight, json_: bool) -> None:
 
 
 def _gigabytes(size: int | None) -> str:
-    return UNKNOWN if size is None else f"{size / 1e9:,.3g} GB"
+    return ABSENT if size is None else f"{size / 1e9:,.3g} GB"

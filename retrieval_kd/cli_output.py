@@ -12,6 +12,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no news
 Json = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line.")]
 Split = Annotated[str, typer.Option("--split", help="Split of the collection.")]
 QueryPrompt = Annotated[str, typer.Option("--query-prompt", help="What the teacher read before each query.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Leave out and count queries without a positive.")]
 DocumentPrompt = Annotated[str, typer.Option("--document-prompt", help="What the teacher read before each document.")]
 
 

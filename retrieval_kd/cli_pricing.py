@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from retrieval_kd.cli_output import print_json, print_table
+from retrieval_kd.figures import ABSENT
 from retrieval_kd.progress import console
 
 if TYPE_CHECKING:
     from retrieval_kd.pricing import Price
-
-UNKNOWN = "\N{EN DASH}"
 
 
 def show(prices: list[Price], json_: bool) -> None:
@@ -23,7 +22,7 @@ def show(prices: list[Price], json_: bool) -> None:
         for one in prices:
             asked = f"{one.open:,} {one.unit}"
             cells = [one.teacher, one.kind, f"{one.pairs:,}", _number(one.stored), asked, _number(one.tokens)]
-            cells += [_hours(one.seconds), UNKNOWN if one.money is None else f"{one.money:.4g}", _spent(one)]
+            cells += [_hours(one.seconds), ABSENT if one.money is None else f"{one.money:.4g}", _spent(one)]
             rows.append(cells)
         columns = ["teacher", "kind", "pairs", "stored", "to ask", "tokens", "hours", "money", "spent so far"]
         print_table(columns, rows)
@@ -53,8 +52,8 @@ def _spent(price: Price) -> str:
 
 
 def _number(value: int | None) -> str:
-    return UNKNOWN if value is None else f"{value:,}"
+    return ABSENT if value is None else f"{value:,}"
 
 
 def _hours(seconds: float | None) -> str:
-    return UNKNOWN if seconds is None else f"{seconds / 3600:.3g}"
+    return ABSENT if seconds is None else f"{seconds / 3600:.3g}"

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from retrieval_kd.cli_diagnostics import parity, stats
-from retrieval_kd.cli_output import DocumentPrompt, Json, QueryPrompt, Quiet, Split, print_json, print_table
+from retrieval_kd.cli_output import (
+    AllowMissing,
+    DocumentPrompt,
+    Json,
+    QueryPrompt,
+    Quiet,
+    Split,
+    print_json,
+    print_table,
+)
 from retrieval_kd.progress import console, say
 from retrieval_kd.tables import kind_module, kinds
 from retrieval_kd.types import InputError
@@ -84,9 +93,7 @@ def export(
     store: Store = Path("work/store"),
     query_prompt: QueryPrompt = "",
     document_prompt: DocumentPrompt = "",
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Leave out and count queries without a scored positive.")
-    ] = False,
+    allow_missing: AllowMissing = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:

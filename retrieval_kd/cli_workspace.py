@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from retrieval_kd.recipe import load_recipe
+
 if TYPE_CHECKING:
     from retrieval_kd.pipeline import Workspace
 
@@ -17,16 +19,18 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --
 AllowUnknown = Annotated[
     bool, typer.Option("--allow-unknown-qrels", help="Drop and count judgements of absent documents.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, from samples; write nothing.")]
 
 
 def open_workspace(
     recipe: Path, out: Path | None, store: Path | None, set_: list[str] | None, allow: bool, dry: bool = False
 ) -> Workspace:
     """The workspace of a recipe with its overrides; libraries of models are told to be quiet."""
+    overrides = [*(set_ or []), *(["data.allow_unknown_qrels=true"] if allow else [])]
+    load_recipe(recipe, overrides)  # a mistake in it is told before torch is imported
     from retrieval_kd.pipeline import Workspace
 
     hush()
-    overrides = [*(set_ or []), *(["data.allow_unknown_qrels=true"] if allow else [])]
     return Workspace(recipe, out, store, overrides, dry)
 
 

@@ -1,41 +1,32 @@
 """Systems compared query by query: one structure of JSON types, written as Markdown, LaTeX or HTML.
 
 {"collection", "split", "queries", "metric", "relevance", "level", "rounds",
- "systems": {name: {"letter", "means": {metric: mean}, "interval": [low, high], "beats": [names]}}, best first,
+ "systems": {name: {"letter", "means": {metric: mean}, "bounded": [metrics], "interval": [low, high],
+  "beats": [names]}}, best first,
  "pairs": [fields of `Pair`], "power": [lines], "listing": [{"first", "second", "wins", "losses"}]}
 """
 
 from __future__ import annotations
 
-import csv
-import html
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_kd.evaluate.significance import Pair, bootstrap_interval, pairwise
-from retrieval_kd.files import atomic, read_lines
+from retrieval_kd.evaluate.per_query import Measured, Quality
+from retrieval_kd.evaluate.significance import LEVEL, ROUNDS, Pair, bootstrap_interval, pairwise
+from retrieval_kd.figures import BOUNDED, decimals, interval, markdown_table, p_value
+from retrieval_kd.files import atomic, write_json
 from retrieval_kd.metrics import parse_metric
+from retrieval_kd.report_html import Cell, table_of, values_of, write_html
 from retrieval_kd.types import InputError
 
-FORMAT = 1  # of a comparison, raised when what it holds changes
-ROUNDS = 10_000
-LEVEL = 0.05
+FORMAT = 2  # of a comparison, raised when what it holds changes
 
-Quality = Mapping[str, NDArray[np.float64]]  # metric -> (Q,)
 Comparison = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Per-query values of several systems over the same queries. Shapes: every value (Q,)."""
-
-    query_ids: Sequence[str]
-    systems: Mapping[str, Quality]
 
 
 def compare(
@@ -66,6 +57,7 @@ def compare(
             "letter": letters[system],
             "means": {metric: float(each.mean()) for metric, each in measured.systems[system].items()},
             "interval": list(bootstrap_interval(ordered[system], rounds, 1 - level)),
+            "bounded": list(measured.bounded.get(system, ())),
             "beats": [other for pair in pairs if (other := _beaten(pair, system, level)) is not None],
         }
         for system in order
@@ -77,85 +69,19 @@ def compare(
         "level": level,
         "rounds": rounds,
         "systems": records,
-        "pairs": [asdict(pair) for pair in pairs],
+        "pairs": [{**asdict(pair), "interval": list(pair.interval)} for pair in pairs],
         "power": _power(pairs, len(measured.query_ids), level),
         "listing": [_listing(measured, texts, pair, ordered, listing) for pair in pairs if listing],
     }
 
 
-def read_per_query(path: Path) -> Measured:
-    """Read per_query.tsv, or that of the report folder `path`: a line for each query and system, metrics in columns.
-
-    A metric that some system lacks is left out of it. Raises InputError where systems have other queries.
-    """
-    file = path / "per_query.tsv" if path.is_dir() else path
-    rows = csv.reader((line for _, line in read_lines(file)), delimiter="\t")
-    head = next(rows, [])
-    if head[:2] != ["query", "system"] or len(head) < 3:
-        raise InputError(f"{file}:1: expected the columns query, system, and metrics, found {head}.")
-    found: dict[str, dict[str, list[str]]] = {}
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(head):
-            raise InputError(f"{file}:{number}: {len(row)} columns, the first line has {len(head)}.")
-        if row[0] in found.setdefault(row[1], {}):
-            raise InputError(f"{file}:{number}: query {row[0]!r} of system {row[1]!r} occurs a second time.")
-        found[row[1]][row[0]] = row[2:]
-    if not found:
-        raise InputError(f"{file} holds no values.")
-    ids = list(next(iter(found.values())))
-    systems: dict[str, Quality] = {}
-    for system, of_query in found.items():
-        if of_query.keys() != set(ids):
-            raise InputError(f"{file}: system {system!r} has values of other queries than the first system.")
-        columns = dict(zip(head[2:], zip(*(of_query[query_id] for query_id in ids), strict=True), strict=True))
-        try:
-            systems[system] = {name: np.array(column, np.float64) for name, column in columns.items() if all(column)}
-        except ValueError as error:
-            raise InputError(f"{file}: system {system!r}: {error}.") from None
-    return Measured(ids, systems)
-
-
-def write_per_query(path: Path, measured: Measured) -> None:
-    """Write what `read_per_query` reads, atomically."""
-    metrics = list(dict.fromkeys(metric for quality in measured.systems.values() for metric in quality))
-    with atomic(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["query", "system", *metrics])
-        for system, quality in measured.systems.items():
-            for place, query_id in enumerate(measured.query_ids):
-                values = [repr(float(quality[metric][place])) if metric in quality else "" for metric in metrics]
-                writer.writerow([query_id, system, *values])
-
-
-def join(parts: Mapping[str, Measured]) -> Measured:
-    """Systems from several places over the same queries, in the order of the first; equal names are told apart.
-
-    The keys say where each is from. Raises InputError if the queries are not the same.
-    """
-    first, ids = next((name, part.query_ids) for name, part in parts.items())
-    names = [system for part in parts.values() for system in part.systems]
-    systems: dict[str, Quality] = {}
-    for where, part in parts.items():
-        if differing := set(part.query_ids) ^ set(ids):
-            raise InputError(
-                f"{where} and {first} are of other queries ({sorted(differing)[0]!r} is in one alone); only results of "
-                "the same queries can be compared."
-            )
-        place = {query_id: number for number, query_id in enumerate(part.query_ids)}
-        order = [place[query_id] for query_id in ids]
-        for system, quality in part.systems.items():
-            name = system if names.count(system) == 1 else f"{where}: {system}"
-            systems[name] = {metric: values[order] for metric, values in quality.items()}
-    return Measured(ids, systems)
-
-
 def markdown(comparison: Comparison) -> str:
     """Tables of the systems and of their pairs, what the queries cannot show, and the listing."""
-    heads, rows = _system_rows(comparison)
-    lines = markdown_table(heads, rows, left=2)
+    lines = _markdown_cells(*_system_rows(comparison))
+    lines += ["", *notes] if (notes := _footnotes(comparison)) else []
     pairs = comparison["pairs"]
     if pairs:
-        lines += ["", *markdown_table(*_pair_rows(pairs), left=1)]
+        lines += ["", *_markdown_cells(*_pair_rows(pairs))]
         lines += ["", f"*{_method(comparison)}*"]
     lines += ["", *[f"- {note}" for note in comparison["power"]]] if comparison["power"] else []
     for one in comparison["listing"]:
@@ -164,22 +90,15 @@ def markdown(comparison: Comparison) -> str:
             if one[key]:
                 lines += ["", f"Most {title} by {one['first']}:", ""]
                 found = [
-                    [case["query"], *(_number(case[side]) for side in ("first", "second")), case["text"]]
+                    [case["query"], *(decimals(case[side]) for side in ("first", "second")), case["text"]]
                     for case in one[key]
                 ]
-                lines += markdown_table(["query", one["first"], one["second"], "text"], found, left=1)
+                lines += markdown_table(["query", one["first"], one["second"], "text"], found, ("query", "text"))
     return "\n".join(lines) + "\n"
 
 
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """The lines of a table: the first `left` columns, and texts, are set left, numbers right."""
-    rule = [
-        "---" if number < left or head in ("text", "beats", "source") else "---:" for number, head in enumerate(heads)
-    ]
-    return [
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
-        for line in (heads, rule, *rows)
-    ]
+def _markdown_cells(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
+    return markdown_table(heads, [[text for _, text in row] for row in rows], ("letter", "system", "beats", "pair"))
 
 
 def latex(comparison: Comparison) -> str:
@@ -201,31 +120,49 @@ def latex(comparison: Comparison) -> str:
                 continue
             value = record["means"][metric]
             cell = rf"\textbf{{{value:.3f}}}" if value == best[metric] else f"{value:.3f}"
-            above = "".join(sorted(systems[other]["letter"] for other in record["beats"]))
-            cells.append(cell + (f"$^{{{above}}}$" if above and metric == comparison["metric"] else ""))
+            letters = sorted(systems[other]["letter"] for other in record["beats"] if metric == comparison["metric"])
+            above = "".join(letters) + (r"\dagger" if metric in record["bounded"] else "")
+            cells.append(cell + (f"$^{{{above}}}$" if above else ""))
         lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", f"% {_method(comparison)}"]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [f"% {line}" for line in (*_footnotes(comparison), _method(comparison))]
     return "\n".join(lines) + "\n"
 
 
-def html_page(comparison: Comparison) -> str:
-    """A page without scripts or styles: the tables of `markdown`."""
-    parts = [_html_table(*_system_rows(comparison))]
-    if comparison["pairs"]:
-        parts += [_html_table(*_pair_rows(comparison["pairs"])), f"<p>{html.escape(_method(comparison))}</p>"]
-    parts += [f"<p>{html.escape(note)}</p>" for note in comparison["power"]]
-    for one in comparison["listing"]:
-        parts.append(f"<h3>{html.escape(one['first'])} against {html.escape(one['second'])}</h3>")
-        cases = [
-            [c["query"], _number(c["first"]), _number(c["second"]), c["text"]] for c in one["wins"] + one["losses"]
-        ]
-        parts.append(_html_table(["query", one["first"], one["second"], "text"], cases))
-    title = html.escape(f"{comparison.get('collection', 'systems')}: {comparison['metric']}")
-    body = "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n{body}\n</html>\n'
+def html_page(comparison: Comparison, measured: Measured, texts: Sequence[str] = ()) -> dict[str, Any]:
+    """The page of a comparison of `measured`, as `write_html` takes it; queries are shown by `texts` (Q,) or ids."""
+    names, pairs = list(comparison["systems"]), comparison["pairs"]
+    tables = [table_of("Systems", *_system_rows(comparison), captions=_footnotes(comparison))]
+    if pairs:
+        captions = [_method(comparison), *comparison["power"]]
+        tables.append(table_of("Pairs", *_pair_rows(pairs), ("p (Holm)", "t-test p (Holm)"), captions))
+    quality = {name: measured.systems[name] for name in names}
+    shown = values_of(measured.query_ids, texts or measured.query_ids, quality, comparison["metric"], names[1::-1])
+    of = [comparison[key] for key in ("collection", "split") if key in comparison]
+    return {
+        "title": ", ".join(of) or "Systems compared",
+        "subtitle": f"{comparison['queries']:,} queries, by {comparison['metric']}",
+        "tables": tables,
+        "plots": [],
+        "steps": None,
+        "queries": shown,
+        "histograms": [],
+        "lists": [],
+    }
 
 
-WRITERS = {".md": markdown, ".tex": latex, ".html": html_page}
+def write_comparison(path: Path, comparison: Comparison, measured: Measured, texts: Sequence[str] = ()) -> None:
+    """Write what `compare` made of `measured`, atomically, in the form that the name's suffix says: one of SUFFIXES."""
+    if path.suffix == ".json":
+        write_json(path, comparison)
+    elif path.suffix == ".html":
+        write_html(path, html_page(comparison, measured, texts))
+    else:
+        with atomic(path) as scratch:
+            scratch.write_text({".md": markdown, ".tex": latex}[path.suffix](comparison), encoding="utf-8")
+
+
+SUFFIXES = (".md", ".tex", ".html", ".json")
 
 
 def _of(system: str, quality: Quality, metric: str) -> NDArray[np.float64]:
@@ -293,34 +230,43 @@ def _metrics(comparison: Comparison) -> list[str]:
     return [comparison["metric"], *(metric for metric in every if metric != comparison["metric"])]
 
 
-def _system_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def _system_rows(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
     metrics, systems = _metrics(comparison), comparison["systems"]
-    heads = ["", "system", metrics[0], f"{1 - comparison['level']:.0%} interval", "beats", *metrics[1:]]
-    rows = [
-        [
-            *(record["letter"], name, _number(record["means"].get(metrics[0]))),
-            _interval(record["interval"], ""),
-            " ".join(sorted(systems[other]["letter"] for other in record["beats"])),
-            *(_number(record["means"].get(metric)) for metric in metrics[1:]),
-        ]
-        for name, record in systems.items()
-    ]
+    heads = ["letter", "system", metrics[0], f"{1 - comparison['level']:.0%} interval", "beats", *metrics[1:]]
+    rows: list[list[Cell]] = []
+    for name, record in systems.items():
+        first, *others = [_cell(record, metric) for metric in metrics]
+        beaten = " ".join(sorted(systems[other]["letter"] for other in record["beats"]))
+        between = (record["interval"][0], interval(record["interval"]))
+        rows.append(
+            [(record["letter"], record["letter"]), (name, name), first, between, (beaten or None, beaten), *others]
+        )
     return heads, rows
 
 
-def _pair_rows(pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def _cell(record: Mapping[str, Any], metric: str) -> Cell:
+    value = record["means"].get(metric)
+    return value, decimals(value) + (BOUNDED if metric in record["bounded"] else "")
+
+
+def _footnotes(comparison: Comparison) -> list[str]:
+    """What the marks of the table of systems mean."""
+    if not any(record["bounded"] for record in comparison["systems"].values()):
+        return []
+    return [f"{BOUNDED} The lists are shorter than that: a higher value was out of reach."]
+
+
+def _pair_rows(pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Cell]]]:
     heads = ["pair", "Δ", "interval", "p (Holm)", "t-test p (Holm)", "won, tied, lost", "Δ shown at 80 % power"]
-    rows = [
-        [
-            f"{pair['first']}, {pair['second']}",
-            f"{pair['difference']:+.3f}",
-            _interval(pair["interval"], "+"),
-            *(_p(pair["adjusted_p"]), _p(pair["adjusted_t_p"])),
-            f"{pair['wins']}, {pair['ties']}, {pair['losses']}",
-            _number(pair["detectable"]),
-        ]
-        for pair in pairs
-    ]
+    rows: list[list[Cell]] = []
+    for pair in pairs:
+        name, counts = f"{pair['first']}, {pair['second']}", f"{pair['wins']}, {pair['ties']}, {pair['losses']}"
+        rows.append(
+            [(name, name), (pair["difference"], f"{pair['difference']:+.3f}")]
+            + [(pair["interval"][0], interval(pair["interval"], signed=True))]
+            + [(pair[key], p_value(pair[key])) for key in ("adjusted_p", "adjusted_t_p")]
+            + [(pair["wins"], counts), (pair["detectable"], decimals(pair["detectable"]))]
+        )
     return heads, rows
 
 
@@ -332,27 +278,7 @@ def _method(comparison: Comparison) -> str:
     )
 
 
-def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return "<table>\n" + "\n".join([line(heads, "th"), *(line(row, "td") for row in rows)]) + "\n</table>"
-
-
 def _tex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
     return "".join(special.get(sign, sign) for sign in text)
-
-
-def _interval(interval: Sequence[float], sign: str) -> str:
-    low, high = interval
-    return f"{low:{sign}.3f} to {high:{sign}.3f}"
-
-
-def _number(value: float | None) -> str:
-    return "\N{EN DASH}" if value is None else f"{value:.3f}"
-
-
-def _p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -44,6 +44,11 @@ class Form:
         return f"index{width}{'-binary' if self.binary else ''}"
 
     @property
+    def cuts(self) -> bool:
+        """Whether vectors are not left as they are."""
+        return self.width is not None or self.binary
+
+    @property
     def calibrated(self) -> bool:
         """Whether the ranges of activations are taken from texts, once, at export."""
         return self.precision == "int8-static" or (self.runtime, self.precision) == ("openvino", "int8")
@@ -72,18 +77,46 @@ class Form:
                 f"the form {self.name!r} packs 8 signs a byte, and {self.width or dimension} is no multiple of it."
             )
 
+    def narrow(self, width: int) -> Form:
+        """The form whose vectors have `width` coordinates, and which is the same otherwise."""
+        runtime = "openvino-" if self.runtime == "openvino" else ""
+        return parse_form(f"{runtime}{self.precision}-{width}{'-binary' if self.binary else ''}")
+
     def cut(self, vectors: NDArray[np.float32], unit: bool) -> NDArray[Any]:
         """Vectors (n, D) as the form has them: (n, width) float32, or their signs packed, (n, width / 8) uint8.
 
-        `unit`: what is cut has unit length again. Source: Kusupati et al. 2022, arXiv:2205.13147 (Matryoshka);
-        Yamada et al. 2021, arXiv:2106.00882 (binary).
+        `unit`: what is cut has unit length again.
+        Source: Yamada et al. 2021, arXiv:2106.00882 (binary).
         """
         self.check_width(vectors.shape[1])
         if self.width:
-            vectors = vectors[:, : self.width]
-            if unit:
-                vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            vectors = cut_width(vectors, self.width, unit)
         return np.packbits(vectors > 0, axis=1) if self.binary else vectors
+
+
+class CutVectors:
+    """Vectors (N, D) that `form` cuts as they are read: what an index takes as an array, though none is in memory."""
+
+    def __init__(self, vectors: Any, form: Form, unit: bool) -> None:
+        form.check_width(vectors.shape[1])
+        width = form.width or vectors.shape[1]
+        self._vectors, self._form, self._unit = vectors, form, unit
+        self.shape, self.ndim = (vectors.shape[0], width // 8 if form.binary else width), 2
+        self.dtype = np.dtype(np.uint8 if form.binary else np.float32)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        found = self._vectors[key]
+        cut = self._form.cut(np.atleast_2d(found), self._unit)
+        return cut if found.ndim == 2 else cut[0]
+
+
+def cut_width(vectors: NDArray[np.float32], width: int, unit: bool) -> NDArray[np.float32]:
+    """The first `width` coordinates of vectors (n, D), at unit length again if that is what they had; zero stays zero.
+
+    Source: Kusupati et al. 2022, arXiv:2205.13147 (Matryoshka).
+    """
+    found = vectors[:, :width]
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12) if unit else found
 
 
 def parse_form(name: str) -> Form:

@@ -1,4 +1,4 @@
-"""Fusion of results: the lists of several searchers made one, as TCT-ColBERT does with two, or by CombSUM."""
+"""Fusion of results: the lists of several searchers made one, and the weight under which two are best."""
 
 from __future__ import annotations
 
@@ -13,30 +13,38 @@ from retrieval_kd.types import Hits, InputError
 RELATIVE_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
 
 
-def fuse_hits(first: Hits, second: Hits, weight: float, k: int | None = None) -> Hits:
-    """Results scored by first + `weight` * second; a document that one list lacks gets that list's lowest score.
+def fuse_hits(lists: Sequence[Hits], weights: Sequence[float], k: int | None = None) -> Hits:
+    """Results scored by the weighted sum of several lists; a document that a list lacks gets its lowest score there.
 
-    An empty list counts 0 for every document. Ties are in the order of rows. InputError for lists of other queries.
-    Shapes: hits (Q, K) and (Q, J) of the same queries; Hits (Q, k), or (Q, K + J) with nothing left out.
-    Source: Lin et al. 2020, arXiv:2010.11386 (TCT-ColBERT).
+    So a list whose scores are all equal, as that of a single result, changes no order; an empty one counts 0 for every
+    document. Ties are in the order of rows. InputError for lists of other queries.
+    Shapes: lists (Q, K), K perhaps different; Hits of the best `k` (Q, k), nothing left out if None: (Q, sum of K).
+    Source: Lin et al. 2020, arXiv:2010.11386 (TCT-ColBERT); with `normalise_hits`, Lee 1997,
+    doi:10.1145/258525.258587 (CombSUM).
     """
-    if len(first) != len(second):
-        raise InputError(f"hits of {len(first)} and of {len(second)} queries cannot be fused; search the same ones.")
-    width = first.rows.shape[1] + second.rows.shape[1]
-    fused = Hits.none(len(first), width if k is None else min(k, width))
-    for query in range(len(first)):
-        lists = [
-            (hits.rows[query][hits.valid[query]], hits.scores[query][hits.valid[query]]) for hits in (first, second)
-        ]
-        found = np.union1d(lists[0][0], lists[1][0])  # rising
+    counts = [len(hits) for hits in lists]
+    if len(set(counts)) > 1:
+        raise InputError(f"hits of {' and of '.join(map(str, counts))} queries cannot be fused; search the same ones.")
+    width = sum(hits.rows.shape[1] for hits in lists)
+    fused = Hits.none(counts[0], width if k is None else min(k, width))
+    for query in range(counts[0]):
+        known = [(hits.rows[query][hits.valid[query]], hits.scores[query][hits.valid[query]]) for hits in lists]
+        found = np.unique(np.concatenate([rows for rows, _ in known]))  # rising
         total = np.zeros(len(found))
-        for share, (rows, scores) in zip((1.0, weight), lists, strict=True):
-            values = np.full(len(found), scores.min(initial=np.inf) if len(rows) else 0.0)
-            values[np.searchsorted(found, rows)] = scores
-            total += share * values
+        for weight, (rows, scores) in zip(weights, known, strict=True):
+            if len(rows):
+                values = np.full(len(found), scores.min())
+                values[np.searchsorted(found, rows)] = scores
+                total += weight * values
         best = np.argsort(-total, kind="stable")[: fused.rows.shape[1]]
         fused.rows[query, : len(best)], fused.scores[query, : len(best)] = found[best], total[best]
     return fused
+
+
+def normalise_hits(hits: Hits) -> Hits:
+    """The same results with each query's scores from 0 to 1 (`minmax`); all 0 where they are equal. Shapes: (Q, K)."""
+    scores = minmax(np.where(hits.valid, hits.scores, np.nan).astype(np.float32))
+    return Hits(hits.rows, np.where(hits.valid, scores, -np.inf).astype(np.float32))
 
 
 def tune_weight(
@@ -48,31 +56,8 @@ def tune_weight(
     """
     ranges = [_mean_range(hits) for hits in (first, second)]
     unit = ranges[0] / ranges[1] if all(ranges) else 1.0
-    found = {unit * weight: measure(fuse_hits(first, second, unit * weight, k)) for weight in RELATIVE_WEIGHTS}
+    found = {unit * weight: measure(fuse_hits([first, second], [1.0, unit * weight], k)) for weight in RELATIVE_WEIGHTS}
     return max(found, key=lambda weight: (found[weight], -weight)), found
-
-
-def fuse_runs(runs: Sequence[Hits], depth: int, shares: Sequence[float] = ()) -> Hits:
-    """The union of each query's lists by the sum of their min-max normalised scores, the best `depth`; ties by row.
-
-    A document that a list lacks has 0 there, as its last one has. `shares` weigh the lists, equally if none are given.
-    Shapes: runs (Q, K), K perhaps different, to (Q, depth). Source: Lee 1997, doi:10.1145/258525.258587 (CombSUM).
-    """
-    weights = shares or [1.0] * len(runs)
-    parts = [
-        np.where(run.valid, minmax(np.where(run.valid, run.scores, np.nan).astype(np.float32)), 0.0) * weight
-        for run, weight in zip(runs, weights, strict=True)
-    ]
-    rows = np.concatenate([run.rows for run in runs], axis=1)
-    scores = np.concatenate(parts, axis=1)  # (Q, sum of K)
-    fused = Hits.none(len(rows), depth)
-    for query, (some, given) in enumerate(zip(rows, scores, strict=True)):
-        found, place = np.unique(some, return_inverse=True)  # by row
-        total = np.bincount(place, given, len(found))
-        found, total = found[found >= 0], total[found >= 0]
-        best = np.argsort(-total, kind="stable")[:depth]
-        fused.rows[query, : len(best)], fused.scores[query, : len(best)] = found[best], total[best]
-    return fused
 
 
 def _mean_range(hits: Hits) -> float:

@@ -16,7 +16,8 @@ from typing import Literal
 
 from retrieval_kd.types import InputError
 
-STANDARD = ("nDCG@10", "MRR@10", "R@100", "R@1000", "MAP")
+PRIMARY = "nDCG@10"  # what reports test, and what is tuned and selected by, where nothing else is said
+STANDARD = (PRIMARY, "MRR@10", "R@100", "R@1000", "MAP")
 
 Kind = Literal["nDCG", "MRR", "R", "MAP"]
 KIND_OF: dict[str, Kind] = {
@@ -50,6 +51,12 @@ class Metric:
     kind: Kind
     cutoff: int | None = None
     relevance: int | None = None
+
+    def is_bounded(self, depth: int, documents: int | None = None) -> bool:
+        """Whether lists of `depth` results are too short for this recall, of a collection of so many documents."""
+        if self.kind != "R" or self.cutoff is None:
+            return False
+        return depth < (self.cutoff if documents is None else min(self.cutoff, documents))
 
     def __str__(self) -> str:
         name = self.kind if self.relevance is None else f"{self.kind}(rel={self.relevance})"

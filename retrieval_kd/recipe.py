@@ -204,14 +204,15 @@ def _is_form(name: str) -> str:
 class Point(Table):
     """A way to serve the student: an index, and what encodes the queries.
 
-    `query` is an exported form, or "each", which makes a point of every one; absent: the last of `export.forms`. Sparse
-    students have one encoder, and need none named.
+    `query` is an exported form, whose index has documents that are cut as it cuts queries, or "each", which makes a
+    point of every one; absent: the last of `export.forms` that cuts nothing, if there is one. Sparse students have one
+    encoder, and need none named.
     """
 
     name: Name
     index: Component
     query: str | None = None
-    share: Annotated[float, Field(gt=0, le=1)] | None = None  # of dense coordinates that is kept, the first ones
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of dense coordinates that is kept, the first ones
 
 
 class Frontier(Table):

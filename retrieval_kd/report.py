@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from retrieval_kd.evaluate.cost import Latency, machine
-from retrieval_kd.evaluate.significance import Comparison, against_baseline, bootstrap_interval
+from retrieval_kd.evaluate.per_query import PER_QUERY, Measured, Quality, bounded, write_per_query
+from retrieval_kd.evaluate.significance import CONFIDENCE, ROUNDS, Difference, against_baseline, bootstrap_interval
+from retrieval_kd.figures import ABSENT, BOUNDED, decimals, digits, interval, markdown_table, p_value, plain
 from retrieval_kd.files import atomic, write_json
-from retrieval_kd.metrics import STANDARD, parse_metric
-from retrieval_kd.report_html import Cell, plain, report_page, table_of, write_html
+from retrieval_kd.metrics import PRIMARY, STANDARD
+from retrieval_kd.report_html import Cell, report_page, table_of, write_html
 from retrieval_kd.types import Collection, Hits, InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
-PRIMARY = "nDCG@10"  # what intervals and tests are about
-ROUNDS = 10_000  # of the test and of the interval
-LEVEL = 0.95
-ABSENT = "\N{EN DASH}"
-BOUNDED = "†"  # marks a recall that the length of the lists bounds
 
 Record = Mapping[str, Any]
 
@@ -38,7 +31,7 @@ class System:
 
     name: str  # "bm25", "minilm (teacher)", "student int8"
     engine: str  # what encodes the query: "bm25s", "torch fp32", "onnx int8", "re-rank"
-    quality: Mapping[str, NDArray[np.float64]]
+    quality: Quality
     hits: Hits | None = None
     latency: Latency | None = None  # query encoding, one thread
     parameters: int | None = None  # of the query encoder
@@ -79,7 +72,7 @@ def write_report(
             "rounds": ROUNDS,
             "correction": "Holm",
             "comparisons": len(systems) - 1,
-            "interval": f"percentile bootstrap, {LEVEL:.0%}",
+            "interval": f"percentile bootstrap, {CONFIDENCE:.0%}",
         },
         "systems": records,
         "notes": list(collection.notes),
@@ -89,21 +82,20 @@ def write_report(
     write_json(folder / "report.json", report)
     with atomic(folder / "report.md") as scratch:
         scratch.write_text(_markdown(report), encoding="utf-8")
-    with atomic(folder / "per_query.tsv") as scratch:
-        _write_per_query(scratch, systems, queries.ids)
+    write_per_query(folder / PER_QUERY, Measured(queries.ids, {system.name: system.quality for system in systems}))
     with atomic(folder / "quality_latency.png") as scratch:
         _plot(scratch, records, f"{collection.name}, {split}, {len(queries)} queries")
     heads, rows = cells(records, baseline)
-    table = table_of(heads, rows, [head for head in heads if head.endswith(("ms", "MB")) or head == "parameters"])
-    captions = [*_footnotes(records), _method(report)]
-    write_html(folder / "report.html", report_page(report, table, captions, systems, queries, collection))
+    low_first = [head for head in heads if head.endswith(("ms", "MB")) or head == "parameters"]
+    table = table_of("Systems", heads, rows, low_first, [*_footnotes(records), _method(report)])
+    write_html(folder / "report.html", report_page(report, table, systems, queries, collection))
     return report
 
 
 def summarise(systems: Sequence[System], baseline: str, documents: int | None = None) -> dict[str, Record]:
     """What a report says of each system, by name, in JSON types; None where it is not known.
 
-    Means under the metrics' canonical names; `interval` and the fields of `Comparison`, all of nDCG@10;
+    Means under the metrics' canonical names; `interval` and the fields of `Difference`, all of nDCG@10;
     the cost; `depth` K of the hits, and `bounded`, the recalls that K limits (none where K covers `documents`).
     """
     by_name = {system.name: system for system in systems}
@@ -125,40 +117,38 @@ def summarise(systems: Sequence[System], baseline: str, documents: int | None = 
         records[name] = {
             "engine": system.engine,
             **{metric: float(values.mean()) for metric, values in system.quality.items()},
-            "interval": list(bootstrap_interval(system.quality[PRIMARY], ROUNDS, LEVEL)),
-            **{key.name: getattr(compared.get(name), key.name, None) for key in fields(Comparison)},
+            "interval": list(bootstrap_interval(system.quality[PRIMARY], ROUNDS, CONFIDENCE)),
+            **{key.name: getattr(compared.get(name), key.name, None) for key in fields(Difference)},
             "query_p50_ms": system.latency.p50_ms if system.latency else None,
             "query_p95_ms": system.latency.p95_ms if system.latency else None,
             "parameters": system.parameters,
             "bytes": system.bytes,
             "index_bytes": system.index_bytes,
             "depth": depth,
-            "bounded": [metric for metric in system.quality if _bounds(depth, metric, documents)],
+            "bounded": [] if depth is None else bounded(system.quality, depth, documents),
         }
     return records
 
 
-def markdown_table(records: Mapping[str, Record], baseline: str) -> str:
+def systems_markdown(records: Mapping[str, Record], baseline: str) -> str:
     """The table of a report, from `summarise` or from the "systems" of a report.json, in their order."""
     heads, rows = cells(records, baseline)
-    lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)], *([text for _, text in row] for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(markdown_table(heads, [[text for _, text in row] for row in rows], heads[:2]))
 
 
 def cells(records: Mapping[str, Record], baseline: str) -> tuple[list[str], list[list[Cell]]]:
     """The heads of a report's table, and its rows: of each cell what it is sorted by, and what is printed."""
-    heads = ["system", "query engine", PRIMARY, f"{LEVEL:.0%} interval", *STANDARD[1:]]
+    heads = ["system", "query engine", PRIMARY, f"{CONFIDENCE:.0%} interval", *STANDARD[1:]]
     heads += [f"Δ to {baseline}", "p (Holm)", "query p50 ms", "p95 ms", "parameters", "MB", "index MB"]
     rows: list[list[Cell]] = []
     for name, record in records.items():
-        low, high = record["interval"]
         rows.append(
             [(name, name), (record["engine"], record["engine"]), (record[PRIMARY], _value(record, PRIMARY))]
-            + [(low, f"{low:.3f}–{high:.3f}")]  # noqa: RUF001
+            + [(record["interval"][0], interval(record["interval"]))]
             + [(record.get(metric), _value(record, metric)) for metric in STANDARD[1:]]
             + [(record["difference"], _difference(record, name == baseline))]
-            + [(record["adjusted_p"], _p(record["adjusted_p"]))]
-            + [(record[key], _number(record[key])) for key in ("query_p50_ms", "query_p95_ms")]
+            + [(record["adjusted_p"], p_value(record["adjusted_p"]))]
+            + [(record[key], digits(record[key])) for key in ("query_p50_ms", "query_p95_ms")]
             + [(record["parameters"], _count(record["parameters"]))]
             + [(record[key], _megabytes(record[key])) for key in ("bytes", "index_bytes")]
         )
@@ -182,27 +172,20 @@ def terminal_table(systems: Sequence[System], baseline: str, documents: int | No
             *(escape(name), escape(record["engine"])),
             *(_value(record, metric) for metric in STANDARD),
             _difference(record, name == baseline).replace("baseline", "base"),
-            *(_p(record["adjusted_p"]), _number(record["query_p50_ms"]), _megabytes(record["bytes"])),
+            *(p_value(record["adjusted_p"]), digits(record["query_p50_ms"]), _megabytes(record["bytes"])),
         )
     return table
 
 
-def _bounds(depth: int | None, name: str, documents: int | None) -> bool:
-    metric = parse_metric(name)
-    if metric.kind != "R" or metric.cutoff is None or depth is None:
-        return False
-    return depth < (metric.cutoff if documents is None else min(metric.cutoff, documents))
-
-
 def _footnotes(records: Mapping[str, Record]) -> list[str]:
     """A line for each depth that bounds a recall."""
-    bounded: dict[tuple[int, str], list[str]] = {}
+    names_of: dict[tuple[int, str], list[str]] = {}
     for name, record in records.items():
         for metric in record["bounded"]:
-            bounded.setdefault((record["depth"], metric), []).append(name)
+            names_of.setdefault((record["depth"], metric), []).append(name)
     return [
         f"{BOUNDED} {metric} of {', '.join(names)} is bounded by the depth of the lists, {depth}."
-        for (depth, metric), names in bounded.items()
+        for (depth, metric), names in names_of.items()
     ]
 
 
@@ -210,7 +193,7 @@ def _markdown(report: Mapping[str, Any]) -> str:
     lines = [
         f"# {report['collection']}, {report['split']}: {report['queries']} queries, {report['documents']:,} documents",
         "",
-        markdown_table(report["systems"], report["baseline"]),
+        systems_markdown(report["systems"], report["baseline"]),
         "",
         *[f"{line}  " for line in _footnotes(report["systems"])],
         f"*{_method(report)}*",
@@ -237,40 +220,18 @@ def _method(report: Mapping[str, Any]) -> str:
     )
 
 
-def _write_per_query(path: Path, systems: Sequence[System], query_ids: Sequence[str]) -> None:
-    metrics = list(dict.fromkeys(metric for system in systems for metric in system.quality))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["query", "system", *metrics])
-        for system in systems:
-            for number, query_id in enumerate(query_ids):
-                values = [repr(float(system.quality[m][number])) if m in system.quality else "" for m in metrics]
-                writer.writerow([query_id, system.name, *values])
-
-
 def _value(record: Record, metric: str) -> str:
     if metric not in record:
         return ABSENT
-    return f"{record[metric]:.3f}{BOUNDED if metric in record['bounded'] else ''}"
+    return f"{decimals(record[metric])}{BOUNDED if metric in record['bounded'] else ''}"
 
 
 def _difference(record: Record, is_baseline: bool) -> str:
     return "baseline" if is_baseline else f"{record['difference']:+.3f}"
 
 
-def _p(p: float | None) -> str:
-    return ABSENT if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _number(value: float | None) -> str:
-    """Three digits that matter, without an exponent."""
-    if value is None:
-        return ABSENT
-    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
 def _megabytes(size: int | None) -> str:
-    return _number(None if size is None else size / 1e6)
+    return digits(None if size is None else size / 1e6)
 
 
 def _count(number: int | None) -> str:
@@ -308,7 +269,7 @@ def _plot(path: Path, records: Mapping[str, Record], title: str) -> None:
         axes.errorbar([at], [value], bar, fmt="os^Dv"[number % 5], color=f"C{number}", capsize=3, label=label)
         labels.append((name, at, value, f"C{number}"))
         bars.append((at, low, high))
-    axes.set(title=title, ylabel=f"{PRIMARY}, {LEVEL:.0%} interval")
+    axes.set(title=title, ylabel=f"{PRIMARY}, {CONFIDENCE:.0%} interval")
     dashed = "; dashed: not timed" if any(one["query_p50_ms"] is None for one in records.values()) else ""
     axes.set_xlabel(f"query encoding, p50 ms, one thread (log scale){dashed}")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,4 +1,4 @@
-"""Reports as one HTML file that needs nothing else: a table that sorts, plots, and systems compared query by query.
+"""Reports as one HTML file that needs nothing else: tables that sort, plots, and systems compared query by query.
 
 What a page shows is JSON inside it, which a page without network, server or library draws. `report_page` makes the page
 of a report; other tables and plots are pages too, with the same keys.
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retrieval_kd.evaluate.per_query import Quality
+from retrieval_kd.figures import plain
 from retrieval_kd.files import atomic
 from retrieval_kd.types import Collection, Hits, Queries
 
@@ -33,9 +35,9 @@ EDGES = (0.001, 0.999)  # quantiles of the scores between which the bins lie
 def write_html(path: Path, page: Mapping[str, Any]) -> None:
     """Write a page, atomically.
 
-    Keys: `title`; `subtitle`; `table`, from `table_of`; `captions`, lines below it; `plots`, from `plot_of`; `steps`
-    (None, or `title`, `y_label`, `caption` and `steps`: `name`, `value`, `low`, `high`, `text`); `queries`, from
-    `queries_of`, or None; `histograms`, from `histogram_of`; `lists`: `title` and `items`.
+    Keys: `title`; `subtitle`; `tables`, from `table_of`; `plots`, from `plot_of`; `steps` (None, or `title`, `y_label`,
+    `caption` and `steps`: `name`, `value`, `low`, `high`, `text`); `queries` (None, or from `queries_of` or
+    `values_of`); `histograms`, from `histogram_of`; `lists`: `title` and `items`.
     """
     template = files("retrieval_kd").joinpath(TEMPLATE).read_text(encoding="utf-8")
     assert template.count(_PLACE) == 1, "one place for the page's data"
@@ -49,7 +51,6 @@ def write_html(path: Path, page: Mapping[str, Any]) -> None:
 def report_page(
     report: Mapping[str, Any],
     table: Mapping[str, Any],
-    captions: Sequence[str],
     systems: Sequence[System],
     queries: Queries,
     collection: Collection,
@@ -74,8 +75,7 @@ def report_page(
     return {
         "title": f"{report['collection']}, {report['split']}",
         "subtitle": f"{report['queries']:,} queries, {report['documents']:,} documents",
-        "table": table,
-        "captions": list(captions),
+        "tables": [table],
         "plots": shown,
         "steps": None,
         "queries": queries_of(systems, queries, collection, metric, report["baseline"]),
@@ -88,8 +88,14 @@ def report_page(
     }
 
 
-def table_of(heads: Sequence[str], rows: Sequence[Sequence[Cell]], low_first: Sequence[str] = ()) -> dict[str, Any]:
-    """A table; the columns `low_first` are sorted from the lowest value at the first click.
+def table_of(
+    title: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    low_first: Sequence[str] = (),
+    captions: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A table with lines below it; the columns `low_first` are sorted from the lowest value at the first click.
 
     Columns in which nothing is known are left out.
     """
@@ -102,7 +108,8 @@ def table_of(heads: Sequence[str], rows: Sequence[Sequence[Cell]], low_first: Se
         }
         for place in known
     ]
-    return {"columns": columns, "rows": [[list(row[place]) for place in known] for row in rows]}
+    shown = [[list(row[place]) for place in known] for row in rows]
+    return {"title": title, "columns": columns, "rows": shown, "captions": list(captions)}
 
 
 def point_of(
@@ -134,9 +141,6 @@ def queries_of(
 
     The page opens with the baseline beside the last system.
     """
-    shared = [name for name in systems[0].quality if all(name in one.quality for one in systems)]
-    shared.sort(key=lambda name: name != metric)
-    values = {name: [[round(float(one), 4) for one in system.quality[name]] for system in systems] for name in shared}
     grid = np.array([system.quality[metric] for system in systems])  # (systems, Q)
     chosen = np.argsort(-np.ptp(grid, axis=0), kind="stable")[:WITH_DOCUMENTS].tolist()
     relevant: dict[int, list[int]] = {}
@@ -149,18 +153,35 @@ def queries_of(
         found.append(None if hits is None else {number: _best(hits, number) for number in chosen})
     wanted = {row for lists in (relevant, *filter(None, found)) for rows in lists.values() for row in rows}
     ids = collection.document_ids
-    names = [system.name for system in systems]
-    first = names.index(baseline)
-    last = max(place for place in range(len(names)) if place != first) if len(names) > 1 else first
+    last = [system.name for system in systems if system.name != baseline][-1:]
+    quality = {system.name: system.quality for system in systems}
     return {
-        "systems": names,
-        "first": [first, last],
-        "ids": list(queries.ids),
-        "texts": [_cut(text) for text in queries.texts],
-        "values": values,
+        **values_of(queries.ids, queries.texts, quality, metric, (baseline, *last)),
         "relevant": {number: [ids[row] for row in rows] for number, rows in relevant.items()},
         "found": [one and {number: [ids[row] for row in rows] for number, rows in one.items()} for one in found],
         "documents": {ids[row]: _cut(collection.documents[row]) for row in sorted(wanted)},
+    }
+
+
+def values_of(
+    query_ids: Sequence[str], texts: Sequence[str], systems: Mapping[str, Quality], metric: str, first: Sequence[str]
+) -> dict[str, Any]:
+    """Every query's values in every system by the metrics that all have, `metric` first, and its text.
+
+    The page opens with the two systems `first`, of which the second is the challenger. Shapes: every value (Q,).
+    """
+    names, qualities = list(systems), list(systems.values())
+    shared = [name for name in qualities[0] if all(name in quality for quality in qualities)]
+    shared.sort(key=lambda name: name != metric)
+    return {
+        "systems": names,
+        "first": [names.index(first[0]), names.index(first[-1])],
+        "ids": list(query_ids),
+        "texts": [_cut(text) for text in texts],
+        "values": {name: [np.round(quality[name], 4).tolist() for quality in qualities] for name in shared},
+        "relevant": {},
+        "found": [None] * len(names),
+        "documents": {},
     }
 
 
@@ -200,10 +221,3 @@ def _cut(text: str) -> str:
     """A text of at most CHARACTERS, cut between words."""
     flat = " ".join(text.split())
     return flat if len(flat) <= CHARACTERS else flat[:CHARACTERS].rsplit(" ", 1)[0] + " …"
-
-
-def plain(value: object) -> str:
-    """A value of JSON in words."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items())
-    return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)

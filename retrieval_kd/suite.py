@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,7 @@ class SuiteCollection(Table):
 class SuiteSystem(Component):
     """A system: any kind of teacher, `run`, `fusion`, or `student`.
 
-    One that cannot search re-ranks the best `rerank_depth` results of the system `rerank`.
+    With `rerank` it re-ranks the best `rerank_depth` results of that system, which one that cannot search must.
     """
 
     name: Name
@@ -100,11 +101,13 @@ class Suite(Table):
     @model_validator(mode="after")
     def _names_exist(self) -> Suite:
         titles, names = [one.title for one in self.collections], [one.name for one in self.systems]
-        for what, given in (("collections", titles), ("systems", names)):
-            if doubled := {name for name in given if given.count(name) > 1}:
-                remedy = "; give one a label" if what == "collections" else ""
-                raise ValueError(f"two {what} are called {sorted(doubled)[0]!r}{remedy}")
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two systems are called {sorted(doubled)[0]!r}")
+        if same := same_file_name(titles):
+            raise ValueError(f"collections {same[0]!r} and {same[1]!r} have one file name; give one another label")
         for place, system in enumerate(self.systems):
+            if system.rerank and system.kind in ("fusion", "run"):
+                raise ValueError(f"system {system.name!r} of kind {system.kind!r} re-ranks nothing; drop `rerank`")
             of = system.options.get("of", ()) if system.kind == "fusion" else ()
             for name in [*of, *([system.rerank] if system.rerank else [])]:
                 if name not in names[:place]:
@@ -138,6 +141,16 @@ def own_options(system: SuiteSystem) -> Any:
 def file_name(title: str) -> str:
     """The name of a collection as part of file names: `beir/scifact` is `beir-scifact`."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", title).strip("-")
+
+
+def same_file_name(titles: Sequence[str]) -> tuple[str, str] | None:
+    """The first two of the titles whose results would have one folder; None if there are none."""
+    seen: dict[str, str] = {}
+    for title in titles:
+        if (name := file_name(title)) in seen:
+            return seen[name], title
+        seen[name] = title
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:

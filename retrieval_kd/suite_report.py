@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval_kd.compare import markdown, markdown_table
+from retrieval_kd.compare import markdown
 from retrieval_kd.evaluate.cost import machine
-from retrieval_kd.evaluate.registry import registry
+from retrieval_kd.evaluate.registry import Entry, registry
+from retrieval_kd.evaluate.significance import LEVEL
+from retrieval_kd.figures import decimals, markdown_table, plain
 from retrieval_kd.files import atomic, write_json
 from retrieval_kd.metrics import parse_metric
-from retrieval_kd.suite import Suite
+from retrieval_kd.suite import Suite, SuiteCollection
 from retrieval_kd.tables import did_you_mean
 from retrieval_kd.types import InputError
 
 Report = dict[str, Any]
+SCORE_TEXTS = ("collection", "metric")  # columns of `score_table`
 
 
 def suite_report(name: str, suite: Suite, measured: Sequence[Mapping[str, Any]]) -> Report:
@@ -41,6 +44,36 @@ def write_suite_report(folder: Path, report: Report) -> None:
         scratch.write_text(_text(report), encoding="utf-8")
 
 
+def check_expected(suite: Suite) -> None:
+    """InputError for an expected figure of a collection, or by a metric, that the suite does not measure."""
+    entries = registry()
+    measured: dict[str, list[str]] = {}
+    for table in suite.collections:
+        entry = entries.get(table.name)
+        if entry is not None and entry.parts:
+            measured |= {part: metrics_of(suite, table, entries[part]) for part in entry.parts}
+        else:
+            measured[table.title] = metrics_of(suite, table, entry)
+    for one in suite.expected:
+        if one.collection not in measured:
+            known = did_you_mean(one.collection, sorted(measured))
+            raise InputError(f"expected: there is no collection {one.collection!r} in the suite{known}.")
+        for metric in (str(parse_metric(name)) for name in one.scores):
+            if metric not in measured[one.collection]:
+                raise InputError(f"expected: {metric} is not measured on {one.collection}; add it to `metrics`.")
+
+
+def metrics_of(suite: Suite, table: SuiteCollection, entry: Entry | None) -> list[str]:
+    """What is measured on a collection: what is tested, what the suite names, and what is published of BM25.
+
+    `entry` is what is known of it, perhaps of another split than the one measured.
+    """
+    known = entry or Entry(folder=table.name)
+    published = known.bm25 if table.split in (None, known.split) else {}
+    names = [table.metric or known.metric, *suite.metrics, *published]
+    return list(dict.fromkeys(str(parse_metric(name)) for name in names))
+
+
 def score_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Heads and rows: a line for each collection, and the mean of those with the same metric.
 
@@ -56,7 +89,9 @@ def score_table(report: Report) -> tuple[list[str], list[list[str]]]:
     heads = ["collection", "metric", "queries", *(f"{name} ({letters[name]})" for name in names)]
     rows = []
     for line in report["scores"]:
-        cells = [f"{line['scores'][name]:.3f} {beaten.get((line['collection'], name), '')}".rstrip() for name in names]
+        cells = [
+            f"{decimals(line['scores'][name])} {beaten.get((line['collection'], name), '')}".rstrip() for name in names
+        ]
         queries = f"{line['queries']:,}" if line["queries"] is not None else ""
         rows.append([line["collection"], line["metric"], queries, *cells])
     return heads, rows
@@ -123,20 +158,13 @@ def _published(suite: Suite, found: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _checks(suite: Suite, collections: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What the suite expects of the collections that were measured, and what was found."""
     by_title = {one["collection"]: one for one in collections}
-    titles = {table.title for table in suite.collections}
-    titles |= {part for table in suite.collections if (entry := registry().get(table.name)) for part in entry.parts}
     checks = []
     for one in suite.expected:
-        if one.collection not in titles:
-            known = did_you_mean(one.collection, sorted(titles))
-            raise InputError(f"expected: there is no collection {one.collection!r} in the suite{known}.")
         if one.collection not in by_title:
             continue
         for name, score in one.scores.items():
             metric = str(parse_metric(name))
             means = by_title[one.collection]["systems"][one.system]["means"]
-            if metric not in means:
-                raise InputError(f"expected: {metric} is not measured on {one.collection}; add it to `metrics`.")
             checks.append(
                 {
                     "collection": one.collection,
@@ -154,16 +182,16 @@ def _checks(suite: Suite, collections: Sequence[Mapping[str, Any]]) -> list[dict
 
 def _text(report: Report) -> str:
     heads, rows = score_table(report)
-    lines = [f"# {report['suite']}", "", *markdown_table(heads, rows, left=2), ""]
+    lines = [f"# {report['suite']}", "", *markdown_table(heads, rows, SCORE_TEXTS), ""]
     lines.append(
         "A letter behind a figure names a system that it beats: paired randomisation test, Holm over all pairs of the "
-        "collection, p < 0.05. A mean is of collections, not of queries; no test is made of it."
+        f"collection, p < {LEVEL:g}. A mean is of collections, not of queries; no test is made of it."
     )
     if report["left_out"]:
         lines += ["", f"Not measured, though in the suite: {'; '.join(report['left_out'])}."]
     lines += ["", "## Systems", ""]
     for name, system in report["systems"].items():
-        options = ", ".join(f"{key} {_plain(value)}" for key, value in _said(system).items())
+        options = ", ".join(f"{key} {plain(value)}" for key, value in _said(system).items())
         lines.append(f"- {name}: {system['kind']}{', ' + options if options else ''}")
     if published := _with_collection(report):
         lines += ["", "## BM25 as it is published", "", *_check_table(published, "published")]
@@ -179,7 +207,7 @@ def _text(report: Report) -> str:
             *([""] if one["notes"] else []),
             markdown(one).rstrip(),
         ]
-    lines += ["", "## Machine", "", *[f"- {key}: {_plain(value)}" for key, value in report["machine"].items()]]
+    lines += ["", "## Machine", "", *[f"- {key}: {plain(value)}" for key, value in report["machine"].items()]]
     return "\n".join(lines) + "\n"
 
 
@@ -206,16 +234,10 @@ def _check_table(found: Sequence[Mapping[str, Any]], column: str) -> list[str]:
         ]
         for line in found
     ]
-    return markdown_table(heads, rows, left=3)
+    return markdown_table(heads, rows, ("collection", "system", "metric", "", "source"))
 
 
 def _said(system: Mapping[str, Any]) -> dict[str, Any]:
     """What the suite says of a system."""
     unsaid = {"kind"} | ({"rerank", "rerank_depth"} if system.get("rerank") is None else set())
     return {key: value for key, value in system.items() if key not in unsaid}
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
-    return " and ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from retrieval_kd.compare import Measured, compare, html_page, join, latex, markdown, read_per_query
+from retrieval_kd.compare import SUFFIXES, compare, html_page, latex, markdown, write_comparison
+from retrieval_kd.evaluate.per_query import Measured, bounded, join
 from retrieval_kd.evaluate.significance import bootstrap_interval, pairwise
 from retrieval_kd.types import InputError
 
@@ -93,7 +93,7 @@ def cells(line: str) -> list[str]:
 
 def test_markdown() -> None:
     lines = markdown(FOUND).splitlines()
-    assert cells(lines[0]) == ["", "system", "nDCG@10", "95% interval", "beats", "MRR@10"]
+    assert cells(lines[0]) == ["letter", "system", "nDCG@10", "95% interval", "beats", "MRR@10"]
     assert [cells(line)[1] for line in lines[2:6]] == list(FOUND["systems"])
     for line, record in zip(lines[2:6], FOUND["systems"].values(), strict=True):
         assert float(cells(line)[2]) == pytest.approx(record["means"]["nDCG@10"], abs=5.1e-4)
@@ -113,74 +113,51 @@ def test_latex() -> None:
     assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
 
 
-def test_html_holds_the_cells_of_the_markdown() -> None:
-    class Cells(HTMLParser):
-        found: list[str] = []  # noqa: RUF012
-        tag = ""
+def test_html_holds_the_cells_of_the_markdown(tmp_path: Path) -> None:
+    page = html_page(FOUND, MEASURED, TEXTS)
+    shown = [
+        [[one["label"] for one in table["columns"]], *([text for _, text in row] for row in table["rows"])]
+        for table in page["tables"]
+    ]
+    lines = [cells(line) for line in markdown(FOUND).splitlines() if line.startswith("|")]
+    tables = [[line for line in lines if len(line) == len(one[0])] for one in shown]
+    for found, expected in zip(shown, tables, strict=True):
+        assert found == [expected[0], *expected[2 : len(found) + 1]]
+    names = list(FOUND["systems"])
+    assert page["queries"]["systems"] == names
+    assert page["queries"]["first"] == [1, 0]
+    assert page["queries"]["values"]["MRR@10"][0] == np.round(MEASURED.systems[names[0]]["MRR@10"], 4).tolist()
+    assert html_page(FOUND, MEASURED)["queries"]["texts"] == IDS
+    for suffix in SUFFIXES:
+        write_comparison(tmp_path / f"found{suffix}", FOUND, MEASURED)
+    assert json.loads((tmp_path / "found.json").read_text()) == FOUND
+    assert (tmp_path / "found.md").read_text() == markdown(FOUND)
+    assert (tmp_path / "found.tex").read_text() == latex(FOUND)
 
-        def handle_starttag(self, tag: str, attrs: object) -> None:
-            self.tag = tag
 
-        def handle_data(self, data: str) -> None:
-            if self.tag in ("td", "th") and data.strip():
-                self.found.append(data)
-
-    parser = Cells()
-    parser.feed(html_page(FOUND))
-    expected = [cell for line in markdown(FOUND).splitlines() if line.startswith("|") for cell in cells(line)]
-    assert {cell for cell in expected if cell and not set(cell) <= set("-:")} == set(parser.found)
+def test_a_recall_that_lists_are_too_short_for_is_marked() -> None:
+    values = {name: {"nDCG@10": BASE, "R@100": BASE} for name in ("long", "short")}
+    measured = join({"x": Measured(IDS, values, {"short": bounded(["nDCG@10", "R@100", "R@50"], 50)})})
+    found = compare(measured, "nDCG@10", rounds=100)
+    assert {name: record["bounded"] for name, record in found["systems"].items()} == {"long": [], "short": ["R@100"]}
+    value = f"{BASE.mean():.3f}"
+    text = markdown(found)
+    assert [cells(line)[-1] for line in text.splitlines()[2:4]] == [value, f"{value}†"]
+    assert "† The lists are shorter than that" in text
+    assert rf"\textbf{{{value}}}$^{{\dagger}}$" in latex(found)
+    (caption,) = html_page(found, measured)["tables"][0]["captions"]
+    assert caption == "† The lists are shorter than that: a higher value was out of reach."
+    assert bounded(["R@100"], 50, documents=50) == []
 
 
 def test_one_system_has_nobody_to_beat() -> None:
     alone = compare(Measured(IDS, {"one": quality(0.0)}), "MRR@10")
     assert (alone["pairs"], alone["power"], alone["systems"]["one"]["beats"]) == ([], [], [])
     assert markdown(alone).count("\n") == 3
+    page = html_page(alone, Measured(IDS, {"one": quality(0.0)}))
+    assert (len(page["tables"]), page["queries"]["first"]) == (1, [0, 0])
 
 
 def test_a_metric_that_was_not_measured_is_refused() -> None:
     with pytest.raises(InputError, match="'low' was not measured by MAP; it has nDCG@10, MRR@10"):
         compare(MEASURED, "map")
-
-
-def write(path: Path, systems: dict[str, dict[str, list[float]]]) -> Path:
-    lines = ["query\tsystem\tnDCG@10"]
-    lines += [f"{q}\t{name}\t{value!r}" for name, of in systems.items() for q, value in of.items()]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def test_per_query_values_are_read_and_joined(tmp_path: Path) -> None:
-    (tmp_path / "r").mkdir()
-    write(tmp_path / "r" / "per_query.tsv", {"bm25": {"q1": 0.25, "q2": 1.0}})
-    other = write(tmp_path / "b.tsv", {"bm25": {"q2": 0.5, "q1": 0.0}, "x": {"q2": 1.0, "q1": 0.75}})
-    parts = {"r": read_per_query(tmp_path / "r"), "b.tsv": read_per_query(other)}
-    both = join(parts)
-    assert list(both.query_ids) == ["q1", "q2"]
-    assert {name: each["nDCG@10"].tolist() for name, each in both.systems.items()} == {
-        "r: bm25": [0.25, 1.0],
-        "b.tsv: bm25": [0.0, 0.5],
-        "x": [0.75, 1.0],
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a\tb\n", "expected the columns query, system"),
-        ("query\tsystem\tMAP\nq\tx\n", ":2: 2 columns, the first line has 3"),
-        ("query\tsystem\tMAP\nq\tx\t1\nq\tx\t1\n", "occurs a second time"),
-        ("query\tsystem\tMAP\nq\tx\t1\nr\ty\t1\n", "'y' has values of other queries"),
-        ("query\tsystem\tMAP\nq\tx\tone\n", "could not convert"),
-        ("query\tsystem\tMAP\n", "holds no values"),
-    ],
-)
-def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "p.tsv").write_text(text)
-    with pytest.raises(InputError, match=message):
-        read_per_query(tmp_path / "p.tsv")
-
-
-def test_other_queries_are_refused(tmp_path: Path) -> None:
-    one, two = (read_per_query(write(tmp_path / f"{q}.tsv", {"x": {q: 1.0}})) for q in ("q1", "q2"))
-    with pytest.raises(InputError, match="two and one are of other queries"):
-        join({"one": one, "two": two})

@@ -23,7 +23,7 @@ from retrieval_kd.encoder import Encoder
 from retrieval_kd.export import Quality
 from retrieval_kd.export_graph import export_graph
 from retrieval_kd.export_openvino import convert_graph
-from retrieval_kd.forms import parse_form
+from retrieval_kd.forms import CutVectors, cut_width, parse_form
 from retrieval_kd.sparse_towers import load_sparse_towers
 from retrieval_kd.types import InputError
 
@@ -320,5 +320,20 @@ def test_names_of_forms() -> None:
     vectors = np.array([[3.0, 4.0, -2.0]], np.float32)
     np.testing.assert_allclose(parse_form("fp32-2").cut(vectors, unit=True), [[0.6, 0.8]], rtol=1e-6)
     np.testing.assert_array_equal(parse_form("fp32-2").cut(vectors, unit=False), [[3, 4]])
+    np.testing.assert_array_equal(cut_width(np.zeros((1, 3), np.float32), 2, unit=True), [[0, 0]])
     bits = parse_form("fp32-binary").cut(np.array([[1, -1, 0, 2, -3, 1, 1, -1]], np.float32), unit=True)
     assert bits.tolist() == [[0b10010110]]
+
+
+def test_vectors_cut_as_they_are_read() -> None:
+    vectors = np.random.default_rng(0).normal(size=(7, 24)).astype(np.float32)
+    for name, bits in (("int8-16", False), ("openvino-fp32-16-binary", True), ("fp32-binary", True)):
+        form = parse_form(name)
+        whole, cut = form.cut(vectors, unit=True), CutVectors(vectors, form, unit=True)
+        assert (cut.shape, cut.ndim, cut.dtype) == (whole.shape, 2, whole.dtype)
+        for key in (slice(2, 5), np.array([6, 0]), 3):
+            np.testing.assert_array_equal(cut[key], whole[key])
+        assert (whole.dtype == np.uint8) == bits
+    assert parse_form("openvino-fp32-16-binary").narrow(8).name == "openvino-fp32-8-binary"
+    with pytest.raises(InputError, match="'fp32-24' keeps 24 coordinates"):
+        CutVectors(vectors, parse_form("fp32").narrow(24), unit=True)

@@ -28,7 +28,7 @@ LAYERS = [
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
     | {"export_onnx", "export_openvino", "export_graph", "export_table"}
-    | {"corpus_vectors", "report_html", "compare", "suite_report"}
+    | {"corpus_vectors", "figures", "report_html", "compare", "suite_report"}
     | {"diagnostics", "answers", "workers", "cluster", "pricing"},
     {"pipeline"},
     {

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from retrieval_kd.compare import compare, write_comparison
 from retrieval_kd.evaluate.cost import Latency
+from retrieval_kd.evaluate.per_query import Measured
 from retrieval_kd.metrics import STANDARD
 from retrieval_kd.report import System, write_report
 from retrieval_kd.report_html import histogram_of, plot_of, point_of, table_of, write_html
@@ -68,14 +70,19 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def page(written: Path, browser: Any) -> Iterator[Any]:
+    page = opened(browser, written)
+    yield page
+    page.close()
+
+
+def opened(browser: Any, path: Path) -> Any:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.problems, page.requests = [], []
     page.on("console", lambda message: page.problems.append(message.text))
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on("request", lambda request: page.requests.append(request.url))
-    page.goto(written.as_uri())
-    yield page
-    page.close()
+    page.goto(path.as_uri())
+    return page
 
 
 def data_of(path: Path) -> Any:
@@ -83,7 +90,7 @@ def data_of(path: Path) -> Any:
 
 
 def column(page: Any, place: int) -> list[str]:
-    return page.locator(f"#table tbody tr td:nth-child({place})").all_inner_texts()
+    return page.locator("#tables table").nth(0).locator(f"tbody tr td:nth-child({place})").all_inner_texts()
 
 
 def test_no_error_and_no_network(page: Any, written: Path) -> None:
@@ -94,33 +101,33 @@ def test_no_error_and_no_network(page: Any, written: Path) -> None:
 
 
 def test_the_table_sorts_by_click_and_by_key(page: Any) -> None:
-    heads = [head.strip() for head in page.locator("#table th").all_inner_texts()]
+    heads = [head.strip() for head in page.locator("#tables th").all_inner_texts()]
     assert heads[:3] == ["system", "query engine", "nDCG@10"]
     assert "index MB" not in heads  # nobody has one
     names = [one.name for one in SYSTEMS]
     assert column(page, 1) == names
     ranked = sorted(names, key=lambda name: -SYSTEMS[names.index(name)].quality["nDCG@10"].mean())
-    head = page.locator("#table th").nth(2)
+    head = page.locator("#tables th").nth(2)
     head.locator("button").click()
     assert column(page, 1) == ranked
     assert head.get_attribute("aria-sort") == "descending"
     head.locator("button").press("Enter")
     assert column(page, 1) == ranked[::-1]
-    latency = page.locator("#table th").nth(heads.index("query p50 ms")).locator("button")
+    latency = page.locator("#tables th").nth(heads.index("query p50 ms")).locator("button")
     latency.press("Space")
     assert column(page, 1) == ["student-int8", "student", "bm25"]  # the fastest first, and who was not timed last
     assert head.get_attribute("aria-sort") == "none"
 
 
 def test_numbers_sort_as_numbers(tmp_path: Path, browser: Any) -> None:
-    table = table_of(["n"], [[(9.0, "9")], [(10.0, "10")], [(None, "-")], [(-1.0, "-1")]])
-    empty: dict[str, Any] = {"captions": [], "plots": [], "steps": None, "queries": None, "histograms": [], "lists": []}
-    write_html(tmp_path / "page.html", {"title": "t", "subtitle": "", "table": table, **empty})
+    table = table_of("Numbers", ["n"], [[(9.0, "9")], [(10.0, "10")], [(None, "-")], [(-1.0, "-1")]])
+    empty: dict[str, Any] = {"plots": [], "steps": None, "queries": None, "histograms": [], "lists": []}
+    write_html(tmp_path / "page.html", {"title": "t", "subtitle": "", "tables": [table], **empty})
     page = browser.new_page()
     page.goto((tmp_path / "page.html").as_uri())
-    page.locator("#table th button").click()
+    page.locator("#tables th button").click()
     assert column(page, 1) == ["10", "9", "-1", "-"]
-    page.locator("#table th button").click()
+    page.locator("#tables th button").click()
     assert column(page, 1) == ["-1", "9", "10", "-"]
     assert page.locator("section").count() == 2  # the table's, and that of the lists
     page.close()
@@ -177,11 +184,43 @@ def test_light_and_dark_differ(page: Any) -> None:
 def test_the_page_holds_the_numbers_of_the_report(written: Path) -> None:
     page, report = data_of(written), json.loads((written.parent / "report.json").read_text(encoding="utf-8"))
     for place, (name, record) in enumerate(report["systems"].items()):
-        row = dict(zip([one["label"] for one in page["table"]["columns"]], page["table"]["rows"][place], strict=True))
+        (table,) = page["tables"]
+        row = dict(zip([one["label"] for one in table["columns"]], table["rows"][place], strict=True))
         assert row["system"] == [name, name]
         assert row["nDCG@10"] == [record["nDCG@10"], f"{record['nDCG@10']:.3f}"]
         assert page["queries"]["values"]["MAP"][place] == [round(one, 4) for one in SYSTEMS[place].quality["MAP"]]
     assert page["queries"]["texts"][3].startswith(EVIL.replace("\u2028", " ")[:20])
+
+
+def test_a_comparison_is_such_a_page(tmp_path: Path, browser: Any) -> None:
+    measured = Measured(QUERIES.ids, {one.name: one.quality for one in SYSTEMS})
+    found = compare(measured, "nDCG@10", rounds=500, facts={"collection": "<tiny>", "split": "test"})
+    write_comparison(tmp_path / "compared.html", found, measured, QUERIES.texts)
+    page = opened(browser, tmp_path / "compared.html")
+    assert page.title() == "<tiny>, test"
+    assert page.locator("#tables h2").all_inner_texts() == ["Systems", "Pairs"]
+    ranked = list(found["systems"])
+    assert column(page, 2) == ranked
+    heads = page.locator("#tables table").nth(0).locator("th button")
+    heads.nth(2).click()
+    heads.nth(2).click()
+    assert column(page, 2) == ranked[::-1]
+    pairs = page.locator("#tables table").nth(1)
+    pairs.locator("th button").nth(3).click()
+    shown = pairs.locator("tbody tr td:nth-child(1)").all_inner_texts()
+    by_p = sorted(found["pairs"], key=lambda pair: pair["adjusted_p"])
+    assert shown == [f"{pair['first']}, {pair['second']}" for pair in by_p]
+    best, second = (measured.systems[name]["nDCG@10"] for name in ranked[:2])
+    assert page.locator("#counts").inner_text() == (
+        f"B wins {(best > second).sum()}, A wins {(best < second).sum()}, equal 0"
+    )
+    first = page.locator("#queries details").nth(0)
+    first.locator("summary").press("Enter")
+    most = int(np.argmax(np.abs(best - second)))
+    assert first.locator(".detail").inner_text() == f"Query q{most}"
+    assert page.problems == []
+    assert all(url.startswith(("file:", "data:")) for url in page.requests)
+    page.close()
 
 
 def test_a_histogram_is_numpy_s() -> None:

@@ -15,8 +15,10 @@ from toy import draw_texts, write_beir
 from typer.testing import CliRunner
 
 from retrieval_kd import cli
-from retrieval_kd.compare import Measured, compare, read_per_query
+from retrieval_kd.compare import compare
+from retrieval_kd.evaluate.per_query import Measured, read_per_query
 from retrieval_kd.evaluate.registry import registry
+from retrieval_kd.files import load_hits
 from retrieval_kd.pipeline import suite as pipeline_suite
 from retrieval_kd.pipeline.suite import run_suite
 from retrieval_kd.suite import Suite, is_suite, load_suite
@@ -140,6 +142,14 @@ def test_figures_are_those_of_trec_eval(place: Path, out: Path) -> None:
     assert first["scores"]["bm25"] == read_per_query(out / "toy" / "report").systems["bm25"]["MRR@10"].mean()
 
 
+def test_lists_that_are_too_short_for_a_recall_are_marked(out: Path) -> None:
+    found = json.loads((out / "report.json").read_text())["collections"][0]["systems"]
+    # of 20 documents suites ask for 12, and the re-ranked lists have 5; the run has 9
+    assert {name for name, record in found.items() if record["bounded"] == ["R@100"]} == set(SYSTEMS)
+    line = next(line for line in (out / "report.md").read_text().splitlines() if "| reranker |" in line)
+    assert line.endswith(f"{found['reranker']['means']['R@100']:.3f}† |")
+
+
 def test_a_query_does_not_find_itself_where_the_rule_says_so(out: Path) -> None:
     for name in ("bm25", "encoder", "both", "student"):
         found = {}
@@ -183,7 +193,7 @@ def test_what_is_finished_is_skipped(place: Path, out: Path, tmp_path: Path, mon
     again = shutil.copytree(out, tmp_path / "again", copy_function=shutil.copy2)
     before = made(again)
     assert len(before) == 16
-    for name in ("retrieve", "fill_scores", "fuse_runs", "compare"):
+    for name in ("retrieve", "fill_scores", "fuse_hits", "compare"):
         monkeypatch.setattr(pipeline_suite, name, None)  # nothing is asked a second time
     run_suite(place / "mine.toml", again, place / "store")
     assert made(again) == before
@@ -246,6 +256,14 @@ def test_compare_reads_reports_and_runs(place: Path, out: Path, tmp_path: Path) 
         assert "reranker" in file.read_text()
     shown = CliRunner().invoke(cli.app, ["compare", str(theirs)])
     assert "say whose judgements measure it" in str(shown.exception)
+    for files, options, message in (
+        ([report], ["--split", "dev"], "give --collection too"),
+        ([report], ["--collection", "toy", "--relevance", "2"], "these values are measured already"),
+    ):
+        shown = CliRunner().invoke(cli.app, ["compare", *map(str, files), *options])
+        assert message in str(shown.exception)
+    shown = CliRunner().invoke(cli.app, ["compare", str(report), "--collection", "toy", "--json", "--quiet"])
+    assert "relevance" not in json.loads(shown.stdout.splitlines()[-1])  # of values from elsewhere it is not known
     shown = CliRunner().invoke(cli.app, ["compare", str(theirs), "--out", "x.pdf"])
     assert ".md, .tex, .html or .json" in str(shown.exception)
 
@@ -277,7 +295,16 @@ def test_parts_count_as_their_mean_and_bm25_stands_beside_what_is_published() ->
         (('of = ["bm25", "encoder"]', 'of = ["bm25", "encodr"]'), "uses 'encodr', which is no system before it; did"),
         (('rerank = "bm25"', 'rerank = "theirs"'), "'reranker' uses 'theirs', which is no system before it"),
         (('rerank = "bm25"\nrerank_depth = 5', ""), "cannot search a collection; say whose results it re-ranks"),
-        (('label = "toy itself"', ""), "two collections are called 'toy'; give one a label"),
+        (('label = "toy itself"', ""), "collections 'toy' and 'toy' have one file name; give one another label"),
+        (('label = "toy itself"', 'label = "-toy"'), "collections 'toy' and '-toy' have one file name"),
+        (
+            ('of = ["bm25", "encoder"]', 'of = ["bm25", "encoder"]\nrerank = "bm25"'),
+            "'both' of kind 'fusion' re-ranks nothing",
+        ),
+        (
+            ('form = "fp32"', 'form = "fp32"\nrerank = "bm25"'),
+            "the form fp32 encodes queries alone, and cannot re-rank",
+        ),
         (('file = "theirs.trec"', 'file = "{collection}.trec"'), "no run of toy: .*toy.trec does not exist"),
         (('work = "work"', 'work = "works"'), "works holds no trained student; run its recipe first"),
         (('file = "theirs.trec"', 'fiel = "theirs.trec"'), "unknown key 'fiel'; did you mean 'file'"),
@@ -292,6 +319,52 @@ def test_mistakes(place: Path, out: Path, change: tuple[str, str], message: str)
     suite.write_text(text.replace(*change))
     with pytest.raises(InputError, match=message):
         run_suite(suite, out, place / "store")
+
+
+def test_who_can_search_re_ranks_where_it_is_asked_to(place: Path, out: Path, tmp_path: Path) -> None:
+    model = f'model = "{place}/model"'
+    text = (place / "mine.toml").read_text().replace(model, f'{model}\nrerank = "bm25"\nrerank_depth = 4')
+    (place / "reranking.toml").write_text(text)
+    run_suite(place / "reranking.toml", tmp_path / "o", place / "store", only=["toy"])
+    candidates, found, full = (
+        load_hits(folder / "toy" / "runs" / name)
+        for folder, name in ((out, "bm25"), (tmp_path / "o", "encoder"), (out, "encoder"))
+    )
+    assert found.rows.shape == (8, 4)
+    for query in range(8):
+        assert set(found.rows[query].tolist()) == set(candidates.rows[query, :4].tolist())
+        searched = dict(zip(full.rows[query].tolist(), full.scores[query].tolist(), strict=True))
+        scores = dict(zip(found.rows[query].tolist(), found.scores[query].tolist(), strict=True))
+        assert {row: searched[row] for row in scores if row in searched} == pytest.approx(
+            {row: score for row, score in scores.items() if row in searched}, abs=1e-5
+        )
+        assert (np.diff(found.scores[query]) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("collection", "message"),
+    [
+        ("toi", "no collection 'toi' in the suite; did you mean 'toy'"),
+        ("toy", "MAP is not measured on toy; add it to `metrics`"),
+    ],
+)
+def test_what_cannot_be_expected_is_told_before_anything_is_measured(
+    place: Path, tmp_path: Path, collection: str, message: str
+) -> None:
+    expected = f'\n[[expected]]\ncollection = "{collection}"\nsystem = "bm25"\nscores = {{ MAP = 0.5 }}\n'
+    (place / "expecting.toml").write_text((place / "mine.toml").read_text() + expected)
+    with pytest.raises(InputError, match=message):
+        run_suite(place / "expecting.toml", tmp_path / "o", place / "store")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_collection_and_the_mean_that_it_is_part_of_are_not_both_measured(tmp_path: Path) -> None:
+    names = ["beir/cqadupstack", "beir/cqadupstack/android"]
+    (tmp_path / "both.toml").write_text(
+        "".join(f'[[collections]]\nname = "{name}"\n' for name in names) + '[[systems]]\nname = "a"\nkind = "bm25"\n'
+    )
+    with pytest.raises(InputError, match="beir/cqadupstack/android is measured twice"):
+        run_suite(tmp_path / "both.toml", tmp_path / "o")
 
 
 def test_a_suite_is_told_from_a_recipe(place: Path) -> None:

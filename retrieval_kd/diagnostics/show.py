@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_kd.diagnostics.teachers import END, Agreement, TeacherStats, coarse
+from retrieval_kd.figures import ABSENT
 from retrieval_kd.files import atomic
 
-ABSENT = "\N{EN DASH}"
 BARS = 64  # of a histogram in the figure
 OF_DOCUMENTS = (("relevant", "C2"), ("judged not relevant", "C3"), ("not judged", "0.55"))
 

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_kd.evaluate.significance import bootstrap_interval, paired_test
+from retrieval_kd.figures import decimals, digits, interval, markdown_table, p_value, plain
 from retrieval_kd.files import atomic, write_json
-from retrieval_kd.report import PRIMARY, System, place_labels
-from retrieval_kd.report_html import Cell, plain, plot_of, point_of, queries_of, table_of, write_html
+from retrieval_kd.metrics import PRIMARY
+from retrieval_kd.report import System, place_labels
+from retrieval_kd.report_html import Cell, plot_of, point_of, queries_of, table_of, write_html
 from retrieval_kd.types import Collection
 
 if TYPE_CHECKING:
@@ -23,12 +25,13 @@ DEEP = "R@1000"
 HEADS: tuple[str, ...] = ("point", "index", "query encoder", PRIMARY, "95% interval", DEEP, "encode p50 ms")
 HEADS += ("encode p95 ms", "search p50 ms", "search p95 ms", "search p99 ms", "index MB", "encoder MB", "build s")
 HEADS += ("build peak MB", "serving peak MB", "front")
+STEP_HEADS = ("step", PRIMARY, "95% interval", "difference to the step before", "95% interval", "p")
 LATENCY, SIZE = "encode and search, p50 ms, one thread", "index and query encoder on disk, MB"
 CAPTION = "Filled: on the Pareto front, where no other point is as good for less."
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredPoint:
     """A point: who it is, its quality a query (PRIMARY and DEEP, each (Q,)), and what `measure` says of its cost."""
 
     system: System
@@ -66,10 +69,17 @@ def waterfall(steps: Sequence[tuple[str, NDArray[np.float64]]]) -> list[dict[str
     found: list[dict[str, Any]] = []
     before: NDArray[np.float64] | None = None
     for name, values in steps:
-        step: dict[str, Any] = {"name": name, "value": float(values.mean()), "interval": bootstrap_interval(values)}
+        step: dict[str, Any] = {
+            "name": name,
+            "value": float(values.mean()),
+            "interval": list(bootstrap_interval(values)),
+        }
         if before is not None:
             difference = values - before
-            step |= {"difference": float(difference.mean()), "difference_interval": bootstrap_interval(difference)}
+            step |= {
+                "difference": float(difference.mean()),
+                "difference_interval": list(bootstrap_interval(difference)),
+            }
             step["p"] = paired_test(values, before)
         found.append(step)
         before = values
@@ -78,7 +88,7 @@ def waterfall(steps: Sequence[tuple[str, NDArray[np.float64]]]) -> list[dict[str
 
 def write_frontier(
     folder: Path,
-    points: Sequence[Measured],
+    points: Sequence[MeasuredPoint],
     steps: Sequence[tuple[str, NDArray[np.float64]]],
     collection: Collection,
     split: str,
@@ -122,12 +132,11 @@ def write_frontier(
     with atomic(folder / "frontier.png") as scratch:
         _draw(scratch, report)
     systems = [point.system for point in points]
-    table = table_of(HEADS, rows, [head for head in HEADS if head.endswith(("ms", "MB", " s"))])
+    low_first = [head for head in HEADS if head.endswith(("ms", "MB", " s"))]
     page = {
         "title": f"Frontier: {collection.name}, {split}",
         "subtitle": f"{len(queries):,} queries, {len(collection):,} documents",
-        "table": table,
-        "captions": notes,
+        "tables": [table_of("Points", HEADS, rows, low_first, notes)],
         "plots": [_plot(title, records, key, label) for title, key, label in PLOTS],
         "steps": _steps(report["waterfall"]),
         "queries": queries_of(systems, queries, collection, PRIMARY, systems[0].name),
@@ -141,7 +150,7 @@ def write_frontier(
     return report
 
 
-def _machines(points: Sequence[Measured]) -> list[Any]:
+def _machines(points: Sequence[MeasuredPoint]) -> list[Any]:
     found: list[Any] = []
     for point in points:
         if point.facts["machine"] not in found:
@@ -175,9 +184,9 @@ def _steps(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     steps = []
     for step in found:
         low, high = step["interval"]
-        text = f"{step['value']:.3f}"
+        text = decimals(step["value"])
         if "difference" in step:
-            text = f"{step['difference']:+.3f} ({_span(step['difference_interval'])})"
+            text = f"{step['difference']:+.3f} ({interval(step['difference_interval'], signed=True)})"
         steps.append({"name": step["name"], "value": step["value"], "low": low, "high": high, "text": text})
     caption = (
         "Each step beside the one before: the paired difference with its 95% interval. Lines: intervals of the means."
@@ -188,27 +197,18 @@ def _steps(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _cells(records: Mapping[str, Any]) -> list[list[Cell]]:
     rows: list[list[Cell]] = []
     for name, one in records.items():
-        low, high = one["interval"]
         peaks = [one["build_peak_bytes"] / 1e6, one["search_peak_bytes"] / 1e6]
         numbers = [one[f"{key}_ms"] for key in ("encode_p50", "encode_p95", "search_p50", "search_p95", "search_p99")]
         numbers += [one["index_bytes"] / 1e6, one["encoder_bytes"] / 1e6, one["build_seconds"], *peaks]
         front = ", ".join(one["on_front_of"])
         rows.append(
             [(name, name), (one["index"], one["index"]), (one["query_encoder"], one["query_encoder"])]
-            + [(one[PRIMARY], f"{one[PRIMARY]:.3f}"), (low, f"{low:.3f}–{high:.3f}"), (one[DEEP], f"{one[DEEP]:.3f}")]  # noqa: RUF001
-            + [(value, _digits(value)) for value in numbers]
+            + [(one[PRIMARY], decimals(one[PRIMARY])), (one["interval"][0], interval(one["interval"]))]
+            + [(one[DEEP], decimals(one[DEEP]))]
+            + [(value, digits(value)) for value in numbers]
             + [(front or None, front)]
         )
     return rows
-
-
-def _digits(value: float) -> str:
-    """Three digits that matter."""
-    return f"{value:,.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
-def _span(interval: Sequence[float]) -> str:
-    return f"{interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
 def _markdown(report: Mapping[str, Any], rows: Sequence[Sequence[Cell]]) -> str:
@@ -216,9 +216,7 @@ def _markdown(report: Mapping[str, Any], rows: Sequence[Sequence[Cell]]) -> str:
         f"# Frontier: {report['collection']}, {report['split']}: {report['queries']} queries, "
         f"{report['documents']:,} documents",
         "",
-        "| " + " | ".join(HEADS) + " |",
-        "| " + " | ".join(["---"] * 3 + ["---:"] * (len(HEADS) - 4) + ["---"]) + " |",
-        *("| " + " | ".join(text.replace("|", "\\|") for _, text in row) + " |" for row in rows),
+        *markdown_table(HEADS, [[text for _, text in row] for row in rows], (*HEADS[:3], HEADS[-1])),
         "",
         *(f"{note}  " for note in report["notes"]),
         "",
@@ -226,22 +224,22 @@ def _markdown(report: Mapping[str, Any], rows: Sequence[Sequence[Cell]]) -> str:
         "",
         "## Where the points went",
         "",
-        f"| step | {PRIMARY} | 95% interval | difference to the step before | 95% interval | p |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *markdown_table(STEP_HEADS, [_step_cells(step) for step in report["waterfall"]], STEP_HEADS[:1]),
     ]
-    for step in report["waterfall"]:
-        low, high = step["interval"]
-        cells = [step["name"], f"{step['value']:.3f}", f"{low:.3f}–{high:.3f}"]  # noqa: RUF001
-        if "difference" in step:
-            cells += [f"{step['difference']:+.4f}", _span(step["difference_interval"])]
-            cells.append("<0.001" if step["p"] < 0.001 else f"{step['p']:.3f}")
-        lines.append("| " + " | ".join([*cells, *[""] * (6 - len(cells))]) + " |")
     for title, items in (
         ("Facts", [f"{key}: {plain(value)}" for key, value in report["facts"].items()]),
         ("Machine", [plain(one) for one in report["machines"]]),
     ):
         lines += ["", f"## {title}", "", *[f"- {item}" for item in items]]
     return "\n".join(lines) + "\n"
+
+
+def _step_cells(step: Mapping[str, Any]) -> list[str]:
+    found = [step["name"], decimals(step["value"]), interval(step["interval"])]
+    if "difference" not in step:
+        return [*found, "", "", ""]
+    between = interval(step["difference_interval"], signed=True)
+    return [*found, f"{step['difference']:+.4f}", between, p_value(step["p"])]
 
 
 def _draw(path: Path, report: Mapping[str, Any]) -> None:
@@ -312,10 +310,10 @@ def _bars(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
         axes.bar(place, values[place] - before, bottom=before, width=0.55, color=color, alpha=0.75)
         low, high = step["interval"]
         axes.plot([place, place], [low, high], color="0.3", linewidth=1)
-        text = f"{step['value']:.3f}"
+        text = decimals(step["value"])
         if place:
             axes.plot([place - 1, place + 0.28], [before, before], color="0.5", linewidth=0.8, linestyle=":")
-            text += f"\n{step['difference']:+.3f} ({_span(step['difference_interval'])})"
+            text += f"\n{step['difference']:+.3f} ({interval(step['difference_interval'], signed=True)})"
         axes.annotate(
             text, (place, max(high, before)), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8
         )

@@ -18,26 +18,27 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrieval_kd.corpus_vectors import CorpusVectors
 from retrieval_kd.evaluate.cost import machine, memory_bytes, query_latency
 from retrieval_kd.files import read_json, save_hits, size_bytes, write_json
+from retrieval_kd.forms import CutVectors, cut_width, parse_form
 from retrieval_kd.index import Vectors, build_index, open_index
 from retrieval_kd.tables import Component
 from retrieval_kd.types import InputError
 
 SERVED = 10  # results of a query that is served: the latency and nDCG@10 are those of such searches
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
-UNIT = 1e-3  # lengths this near to 1 are those of unit vectors
 
 
 def measure(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Build and search in processes of their own; the facts of both, and the results as files in `folder`.
 
-    Keys of `spec`: `index`, a component's table; `vectors`, the documents' (.npy, .npz, or a folder of shards); `share`
-    of their coordinates that is kept, or None; `document_ids` and `queries`, JSON files of strings; `encoder`, a
-    folder; `depth` of the lists; `repeats` of each query in the latencies.
+    Keys of `spec`: `index`, a component's table; `vectors`, the documents' (.npy, .npz, or a folder of shards);
+    `document_ids` and `queries`, JSON files of strings; `encoder`, a folder; `depth` of the lists; `repeats` of each
+    query in the latencies. Of dense vectors also `form`, the name of the one that the documents are cut as; `narrow`,
+    whether queries are cut to its width after the encoder; and `unit`, whether the vectors of either side have unit
+    length.
     Raises InputError with what the step said where it failed.
     """
     write_json(folder / "spec.json", dict(spec))
@@ -55,10 +56,9 @@ def measure(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def build(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Build the index; seconds, bytes, and the peak of this process."""
-    vectors, _ = _documents(spec)
     ids = json.loads(Path(spec["document_ids"]).read_text(encoding="utf-8"))
     began = perf_counter()
-    build_index(Component(**spec["index"]), vectors, folder / "index", document_ids=ids, identity={})
+    build_index(Component(**spec["index"]), _documents(spec), folder / "index", document_ids=ids, identity={})
     seconds = perf_counter() - began
     return {
         "build_seconds": seconds,
@@ -69,17 +69,9 @@ def build(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def search(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Encode and search every query, one at a time; latencies of both apart, and the peak of this process."""
-    from retrieval_kd.encoder import Encoder  # not in the process that builds, whose memory is measured
-
     queries = json.loads(Path(spec["queries"]).read_text(encoding="utf-8"))
-    encode = Encoder.load(Path(spec["encoder"]), threads=1).encode
+    vector = _encoder(spec)
     opened = open_index(folder / "index", threads=1)
-    cut = _cut(spec, _documents(spec)[1]) if spec["share"] else None
-
-    def vector(texts: Sequence[str]) -> Vectors:
-        found = encode(texts)
-        return cut(found) if cut else found
-
     encoding = query_latency(vector, queries, spec["repeats"])
     vectors = [vector([text]) for text in queries]
     searching = query_latency(lambda one: opened.search(one[0], SERVED), vectors, spec["repeats"])
@@ -99,45 +91,28 @@ def search(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
 STEPS: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]]] = {"build": build, "search": search}
 
 
-class _Narrow:
-    """Vectors without their last coordinates, cut as they are read."""
-
-    def __init__(self, vectors: Vectors, cut: Callable[[Any], Any], width: int) -> None:
-        self._vectors, self._cut = vectors, cut
-        self.shape, self.ndim = (vectors.shape[0], width), 2
-
-    def __getitem__(self, key: Any) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self._cut(self._vectors[key])
-        return found
-
-
-def _documents(spec: Mapping[str, Any]) -> tuple[Vectors, int]:
-    """The documents' vectors, cut if they are to be, and their whole width."""
+def _documents(spec: Mapping[str, Any]) -> Vectors:
+    """The documents' vectors, cut if they are to be."""
     path = Path(spec["vectors"])
     if path.suffix == ".npz":
         import scipy.sparse
 
-        return scipy.sparse.csr_array(scipy.sparse.load_npz(path)), 0
+        return scipy.sparse.csr_array(scipy.sparse.load_npz(path))
     vectors: Vectors = CorpusVectors(path) if path.is_dir() else np.load(path, mmap_mode="r")
-    width = vectors.shape[1]
-    return (_Narrow(vectors, _cut(spec, width), _kept(spec, width)) if spec["share"] else vectors), width
+    form = parse_form(spec["form"])
+    return CutVectors(vectors, form, spec["unit"]["document"]) if form.cuts else vectors
 
 
-def _kept(spec: Mapping[str, Any], width: int) -> int:
-    return max(1, round(width * float(spec["share"])))
+def _encoder(spec: Mapping[str, Any]) -> Callable[[Sequence[str]], Vectors]:
+    """What makes vectors of query texts."""
+    from retrieval_kd.encoder import Encoder  # not in the process that builds, whose memory is measured
 
-
-def _cut(spec: Mapping[str, Any], width: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Keeps the first coordinates, and what was a unit vector stays one (Matryoshka, arXiv:2205.13147)."""
-    kept = _kept(spec, width)
-
-    def cut(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        unit = np.abs(np.linalg.norm(vectors, axis=-1, keepdims=True) - 1) < UNIT
-        found = vectors[..., :kept]
-        lengths = np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
-        return np.where(unit, found / lengths, found).astype(np.float32)
-
-    return cut
+    encode = Encoder.load(Path(spec["encoder"]), threads=1).encode
+    if not spec.get("narrow"):
+        return encode
+    width, unit = parse_form(spec["form"]).width, spec["unit"]["query"]
+    assert width is not None, "a form that cuts"
+    return lambda texts: cut_width(encode(texts), width, unit)
 
 
 def _stack(vectors: Sequence[Vectors]) -> Vectors:

@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 from retrieval_kd.types import InputError
 
 CELLS = 2**21  # random numbers held at once
+ROUNDS = 10_000  # of a randomisation test and of a bootstrap
+LEVEL = 0.05  # of significance: a corrected p below it is a difference
+CONFIDENCE = 1 - LEVEL  # of intervals
 EQUAL = 1e-12  # values of two queries closer than this are a tie
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A system against the baseline: mean difference, p-values, and queries won, tied and lost."""
+class Difference:
+    """A system less the baseline: mean difference, p-values, and queries won, tied and lost."""
 
     difference: float
     p: float
@@ -54,7 +57,7 @@ class Pair:
     detectable: float | None  # None: no query differs, so that nothing is known of the spread
 
 
-def paired_test(a: Values, b: Values, rounds: int = 10_000, seed: int = 0) -> float:
+def paired_test(a: Values, b: Values, rounds: int = ROUNDS, seed: int = 0) -> float:
     """Two-sided p of a paired randomisation test on the mean of a - b, by random flips of signs.
 
     (1 + rounds at least as extreme) / (1 + rounds): never 0. Shapes: a, b (Q,).
@@ -73,8 +76,9 @@ def paired_test(a: Values, b: Values, rounds: int = 10_000, seed: int = 0) -> fl
 
 
 def paired_t(a: Values, b: Values) -> float:
-    """Two-sided p of the paired t-test; 1 when no query differs. Shapes: a, b (Q,)."""
-    if not np.any(np.abs(_differences(a, b)) > EQUAL):
+    """Two-sided p of the paired t-test; 1 when no query differs, or one alone shows no spread. Shapes: a, b (Q,)."""
+    differences = _differences(a, b)
+    if len(differences) < 2 or not np.any(np.abs(differences) > EQUAL):
         return 1.0
     from scipy.stats import ttest_rel
 
@@ -95,8 +99,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def against_baseline(
-    baseline: Values, systems: Mapping[str, Values], rounds: int = 10_000, seed: int = 0
-) -> dict[str, Comparison]:
+    baseline: Values, systems: Mapping[str, Values], rounds: int = ROUNDS, seed: int = 0
+) -> dict[str, Difference]:
     """Test each system against the baseline with `paired_test`, corrected by `holm`.
 
     Shapes: baseline and each system (Q,). A positive difference means better than the baseline.
@@ -105,11 +109,11 @@ def against_baseline(
     compared = {}
     for (name, values), p, adjusted in zip(systems.items(), p_values, holm(p_values), strict=True):
         differences = _differences(values, baseline)
-        compared[name] = Comparison(float(differences.mean()), p, adjusted, *_counts(differences))
+        compared[name] = Difference(float(differences.mean()), p, adjusted, *_counts(differences))
     return compared
 
 
-def pairwise(systems: Mapping[str, Values], rounds: int = 10_000, level: float = 0.05, seed: int = 0) -> list[Pair]:
+def pairwise(systems: Mapping[str, Values], rounds: int = ROUNDS, level: float = LEVEL, seed: int = 0) -> list[Pair]:
     """Compare all systems with one another; each test is corrected by `holm` over all pairs.
 
     The intervals are of 1 - `level`; `detectable` is at `level` divided by the number of pairs, which is what the
@@ -135,7 +139,7 @@ def pairwise(systems: Mapping[str, Values], rounds: int = 10_000, level: float =
     ]
 
 
-def detectable(differences: Values, level: float = 0.05, power: float = 0.8) -> float | None:
+def detectable(differences: Values, level: float = LEVEL, power: float = 0.8) -> float | None:
     """The smallest true mean difference that a paired two-sided t-test at `level` finds with probability `power`.
 
     Given as many queries, whose differences have the spread of these (Q,); None where they do not differ or are
@@ -155,9 +159,8 @@ def _effect(count: int, level: float, power: float) -> float:
     bound, root = t.ppf(1 - level / 2, count - 1), np.sqrt(count)
 
     def missing(effect: float) -> float:
-        return power - float(
-            nct.sf(bound, count - 1, effect * root)
-        )  # of finding it; the other side's chance is negligible
+        """What the chance of finding it lacks; the other side's is negligible."""
+        return power - float(nct.sf(bound, count - 1, effect * root))
 
     high = 1 / root
     while missing(high) > 0:
@@ -165,7 +168,9 @@ def _effect(count: int, level: float, power: float) -> float:
     return float(brentq(missing, 0, high))
 
 
-def bootstrap_interval(values: Values, rounds: int = 10_000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Values, rounds: int = ROUNDS, confidence: float = CONFIDENCE, seed: int = 0
+) -> tuple[float, float]:
     """The percentile bootstrap interval of the mean: (low, high). Shapes: values (Q,)."""
     if not len(values):
         raise InputError("an interval needs the values of at least one query; there are none.")
@@ -176,7 +181,7 @@ def bootstrap_interval(values: Values, rounds: int = 10_000, level: float = 0.95
             for count in _portions(rounds, len(values))
         ]
     )  # (rounds,)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 

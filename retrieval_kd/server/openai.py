@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from retrieval_kd.forms import cut_width
 from retrieval_kd.server.errors import Refusal, check_texts
 from retrieval_kd.server.models import Model
 from retrieval_kd.server.service import Service
@@ -88,15 +89,11 @@ def check_side(model: Model, side: str | None, param: str, status: int) -> None:
 
 
 def cut(vectors: NDArray[np.float32], width: int | None) -> NDArray[np.float32]:
-    """The first `width` numbers of each vector (n, D); vectors of length 1 are made so again.
-
-    Source: Kusupati et al. 2022, arXiv:2205.13147 (Matryoshka).
-    """
+    """The first `width` numbers of each vector (n, D), if there is one; vectors of length 1 are made so again."""
     if width is None or width == vectors.shape[1]:
         return vectors
-    short = vectors[:, :width]
-    unit = np.abs(np.linalg.norm(vectors, axis=1, keepdims=True) - 1) < 1e-3
-    return np.where(unit, normalized(short), short)
+    unit = np.abs(np.linalg.norm(vectors, axis=1, keepdims=True) - 1) < 1e-3  # no manifest says it
+    return np.where(unit, *(cut_width(vectors, width, again) for again in (True, False)))
 
 
 def normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

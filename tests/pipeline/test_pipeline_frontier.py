@@ -39,12 +39,15 @@ share = 0.5
 index = { kind = "faiss", factory = "SQfp16" }
 """
 
+FLAT = ["flat-fp32", "flat-int8", "flat-int8-16", "flat-fp32-binary"]
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a tiny dense student, and its frontier."""
     path = write_tiny_run(tmp_path_factory.mktemp("frontier"))
-    path.write_text(path.read_text() + POINTS)
+    forms = 'forms = ["fp32", "int8", "int8-16", "fp32-binary"]\n'
+    path.write_text(path.read_text().replace("[export]\n", f"[export]\n{forms}") + POINTS)
     pipeline.run(workspace(path))
     frontier(workspace(path))
     return path
@@ -57,10 +60,11 @@ def workspace(recipe: Path, *overrides: str) -> Workspace:
 def test_quality_is_that_of_the_search(recipe: Path) -> None:
     made = workspace(recipe)
     report = read_json(made.folder / "frontier/frontier.json")
-    assert list(report["points"]) == ["flat-fp32", "flat-int8", "hnsw", "half"]
+    assert list(report["points"]) == [*FLAT, "hnsw", "half"]
     student = made.trained
     documents = student.embed(student.render(made.collection.documents, "document"), "document")
-    for name, form, width in (("flat-fp32", "fp32", 32), ("flat-int8", "int8", 32), ("half", "fp32", 16)):
+    cuts = (("flat-fp32", "fp32", 32), ("flat-int8", "int8", 32), ("flat-int8-16", "int8", 16), ("half", "fp32", 16))
+    for name, form, width in cuts:
         queries = Encoder.load(made.folder / "served" / form).encode(made.test_queries.texts)
         left, right = (v[:, :width] / np.linalg.norm(v[:, :width], axis=1, keepdims=True) for v in (queries, documents))
         full = left @ right.T
@@ -75,8 +79,25 @@ def test_quality_is_that_of_the_search(recipe: Path) -> None:
         assert one["R@1000"] == pytest.approx(
             per_query(hits.top(15), made.test_queries, made.collection.document_ids, ["R@1000"])["R@1000"].mean()
         )
-    assert report["points"]["half"]["index"] == "SQfp16, 0.5 of the width"
+    assert report["points"]["half"]["index"] == "SQfp16, 16 coordinates"
     assert report["points"]["half"]["index_bytes"] < report["points"]["flat-fp32"]["index_bytes"]
+
+
+def test_a_form_of_signs_searches_signs(recipe: Path) -> None:
+    made = workspace(recipe)
+    student = made.trained
+    signs = [
+        np.where(vectors > 0, 1, -1)
+        for vectors in (
+            Encoder.load(made.folder / "served/fp32").encode(made.test_queries.texts),
+            student.embed(student.render(made.collection.documents, "document"), "document"),
+        )
+    ]
+    full = signs[0] @ signs[1].T
+    found = load_hits(made.folder / "frontier/points/flat-fp32-binary/deep")
+    np.testing.assert_array_equal(found.scores, -np.sort(-full, axis=1)[:, :15])
+    labels = {name: one["index"] for name, one in read_json(made.folder / "frontier/frontier.json")["points"].items()}
+    assert (labels["flat-fp32-binary"], labels["flat-int8-16"]) == ("Flat, signs", "Flat, 16 coordinates")
 
 
 def test_costs_are_measured(recipe: Path) -> None:
@@ -110,12 +131,12 @@ def test_a_point_is_measured_once(recipe: Path, capsys: pytest.CaptureFixture[st
     folders = ["--out", str(folder.parent.parent), "--store", str(recipe.parent / "store")]
     done = CliRunner().invoke(cli.app, ["frontier", str(recipe), *folders, "--json"])
     assert done.exit_code == 0, done.exception
-    assert set(json.loads(done.stdout.splitlines()[-1])["points"]) == {"flat-fp32", "flat-int8", "hnsw", "half"}
+    assert set(json.loads(done.stdout.splitlines()[-1])["points"]) == {*FLAT, "hnsw", "half"}
     changed = {path for path in before if not path.exists() or path.stat().st_mtime_ns != before[path]}
     assert {path.relative_to(folder).parts[0] for path in changed if path != folder} == {"hnsw"}
     capsys.readouterr()
     frontier(workspace(recipe, "frontier.repeats=2"))
-    assert capsys.readouterr().err.count("inputs changed, made again") == 4
+    assert capsys.readouterr().err.count("inputs changed, made again") == 6
 
 
 def test_mistakes_are_told(recipe: Path) -> None:
@@ -125,6 +146,7 @@ def test_mistakes_are_told(recipe: Path) -> None:
         (['frontier.points.1.index={kind="impact"}'], "point 'hnsw': index kind 'impact' takes no dense vectors"),
         (['frontier.points.1.index={kind="faiss", factory="Nonsense"}'], "point 'hnsw': .*cannot build 'Nonsense'"),
         (['frontier.points.1.index={kind="faiss", nprob=3}'], "unknown key 'nprob'; did you mean 'nprobe'"),
+        (["frontier.points.2.query=fp32-binary"], "point 'half': share is of the coordinates of dense vectors"),
         (["frontier.points.1.name=half"], "two frontier points are called 'half'"),
         (["frontier.teacher=nobody"], "frontier.teacher 'nobody' is not in the report: bm25, student"),
     ):
@@ -132,14 +154,20 @@ def test_mistakes_are_told(recipe: Path) -> None:
             frontier(workspace(recipe, *overrides))
 
 
+def test_without_a_teacher_a_system_is_named(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workspace, "renders", {})  # as a recipe without teachers has them
+    with pytest.raises(InputError, match=r"name a system, frontier\.teacher: bm25, student"):
+        frontier(workspace(recipe))
+
+
 def test_without_points_those_of_the_kind(recipe: Path) -> None:
     points, steps = points_of(workspace(recipe, "frontier.points=[]", "frontier.steps=[]"))
     names = [point.name for point in points]
-    assert names[:4] == ["flat-fp32", "flat-int8", "fp16", "int8"]
+    assert names[:6] == [*FLAT, "fp16", "int8"]
     assert steps == ["flat-fp32", "flat-int8", "hnsw"]
     factories = {point.name: point.index.options["factory"] for point in points}
     assert factories["ivf-pq"] == "IVF1,PQ4"  # of 20 documents of width 32
-    assert {point.query for point in points[2:]} == {"int8"}
+    assert {point.query for point in points[4:]} == {"int8"}
 
 
 @pytest.mark.slow

@@ -17,6 +17,9 @@ from retrieval_kd import pipeline
 from retrieval_kd.encoder import Encoder
 from retrieval_kd.files import load_hits, read_json
 from retrieval_kd.pipeline import Workspace
+from retrieval_kd.pipeline.evaluation import _searched_by
+from retrieval_kd.tables import Component
+from retrieval_kd.teachers import load_teacher
 from retrieval_kd.types import InputError
 
 RECIPE = """
@@ -110,6 +113,15 @@ def test_a_whole_run(name: str, kind: str, model: str, student: str, regularizer
     stamps = {path: path.stat().st_mtime_ns for path in workspace.folder.glob("*/manifest.json")}
     pipeline.run(workspace_of(place, name, kind, model, student, regularizer))
     assert stamps == {path: path.stat().st_mtime_ns for path in workspace.folder.glob("*/manifest.json")}
+
+
+def test_what_searches_is_called_what_it_is(place: Path) -> None:
+    collection = workspace_of(place, "called", "splade", "masked").collection
+    for kind, options, engine in (
+        ("bm25", {}, "bm25s"),
+        ("sparse_encoder", {"model": str(place / "masked")}, "torch fp32"),
+    ):
+        assert _searched_by(load_teacher(Component(kind=kind, **options), collection)) == engine
 
 
 def test_another_index_is_searched_anew(place: Path) -> None:
