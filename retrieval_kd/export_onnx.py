@@ -60,16 +60,19 @@ class _Splade(nn.Module):
 
     def __init__(self, modules: Sequence[Any], token_types: bool, top_k: int | None) -> None:
         super().__init__()
-        self.model = modules[0].auto_model
+        self.transformer = modules[0]
         self.pooling = modules[1].pooling_strategy
         self.twice = modules[1].activation_function == "log1p_relu"
         self.token_types = token_types
         self.top_k = top_k
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        types = {"token_type_ids": torch.zeros_like(input_ids)} if self.token_types else {}
-        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits  # (B, L, V)
-        logits = logits.masked_fill(attention_mask[..., None] == 0, 0.0)  # no weight, and no maximum beyond it
+        features = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.token_types:
+            features["token_type_ids"] = torch.zeros_like(input_ids)
+        features = self.transformer(features)
+        logits, mask = features["token_embeddings"], features["attention_mask"]  # (B, L, V), (B, L)
+        logits = logits.masked_fill(mask[..., None] == 0, 0.0)  # no weight, and no maximum beyond it
         weights = self._activate(logits.amax(1)) if self.pooling == "max" else self._activate(logits).sum(1)
         if self.top_k is None or self.top_k >= weights.shape[1]:
             return weights

@@ -13,7 +13,8 @@ from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, 
 from torch import nn
 
 from retrieval_kd.lexical_start import make_lexical_model
-from retrieval_kd.sparse_towers import has_head, load_sparse_towers, run_sparse_tower
+from retrieval_kd.lora import Lora, merged
+from retrieval_kd.sparse_towers import has_head, is_causal, load_sparse_towers, run_sparse_tower, save_sparse
 from retrieval_kd.students import Batch, Outputs, own_scores
 from retrieval_kd.tables import Positive, Table
 from retrieval_kd.towers import Towers, join_towers, keep_layers, set_dropout, tokenize
@@ -31,6 +32,8 @@ class SparseTower(Table):
     pooling: Pooling | None = None  # of tokens; absent: the model's own, max where it has none
     double_log: bool | None = None  # log(1 + log(1 + relu(x))) for log(1 + relu(x)); absent: as the model does
     max_length: Positive | None = None  # tokens; absent: the model's own
+    echo: bool = False  # a causal model reads a text twice, and its second copy is pooled; or as a saved one does
+    lora: Lora | None = None  # train low-rank updates of the transformer alone; saved, they are part of its weights
 
 
 class SparseOptions(SparseTower):
@@ -80,7 +83,7 @@ class SparseStudent(nn.Module):
     def save(self, folder: Path) -> None:
         """Save into an existing folder, as a SparseEncoder."""
         self._keep_positive()
-        self.towers.model.save(str(folder), create_model_card=False)
+        save_sparse(merged(self.towers.model), folder)
 
     def _keep_positive(self) -> None:
         """Set to 0 what a step has taken below it in a table that learns: no index takes weights below 0."""
@@ -110,7 +113,8 @@ def make_student(
 
 def load_tower(tower: SparseTower, query_prompt: str | None = None, document_prompt: str | None = None) -> Towers:
     """Load one tower's model, with its own head, and change it as told."""
-    towers = load_sparse_towers(tower.model, tower.revision, tower.max_length, query_prompt, document_prompt)
+    prompts = query_prompt, document_prompt
+    towers = load_sparse_towers(tower.model, tower.revision, tower.max_length, *prompts, tower.echo)
     for modules in {id(one): one for one in (towers.query, towers.document)}.values():
         change_tower(modules, tower)
     return towers
@@ -133,12 +137,13 @@ def starts_lexically(options: SparseOptions) -> bool:
     """Whether a head is to be made from the collection; InputError if the model has one already."""
     if options.start == "model":
         return False
-    if has_head(locate_model(options.model, options.revision)):
+    folder = locate_model(options.model, options.revision)
+    if has_head(folder) and not is_causal(folder):
         raise InputError(f'student.start = "lexical" makes a new head, and {options.model!r} has one; leave it out.')
-    if options.layers or options.pooling == "sum":
+    if options.layers or options.pooling == "sum" or options.echo:
         raise InputError(
-            'student.start = "lexical" makes an encoder of one layer and pools by max; leave `layers` and `pooling` '
-            "out."
+            'student.start = "lexical" makes an encoder of one layer and pools by max; leave `layers`, `pooling` and '
+            "`echo` out."
         )
     return True
 

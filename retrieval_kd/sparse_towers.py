@@ -1,11 +1,13 @@
 """Sparse encoders: towers whose vectors are weights of vocabulary terms, and what trains and encodes with them.
 
-A tower is a language model with its head and SPLADE pooling, or a table that gives each term of a query
-one weight (inference-free). Both are modules of Sentence Transformers, whose SparseEncoder loads what is saved here.
+A tower is a language model with its head, masked or causal, and SPLADE pooling, or a table that gives each term of a
+query one weight (inference-free). All are modules of Sentence Transformers, whose SparseEncoder loads what is saved
+here; a causal one with `trust_remote_code=True`.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,10 +23,12 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
 from torch import Tensor, nn
 
+from retrieval_kd import decoder_transformer
+from retrieval_kd.decoder_transformer import DecoderTransformer
 from retrieval_kd.files import read_json
 from retrieval_kd.gather import encode_sorted, micro_batches
 from retrieval_kd.tables import Precision
-from retrieval_kd.towers import Reading, Towers, autocast, load_towers, pad, tokenize
+from retrieval_kd.towers import DECODER, Reading, Towers, autocast, load_towers, pad, tokenize
 from retrieval_kd.types import InputError, Side
 from retrieval_kd.vocabulary_head import head_of, pool_vocabulary, without_head
 from retrieval_kd.weights import locate_model
@@ -38,14 +42,18 @@ def load_sparse_towers(
     max_length: int | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
+    echo: bool = False,
 ) -> Towers:
-    """Load a SparseEncoder, or a masked language model, as two towers.
+    """Load a SparseEncoder, or a language model, as two towers; with `echo`, a causal one reads each text twice.
 
-    Raises InputError for a model without a head over its vocabulary, which would be a random one.
+    Raises InputError for a model without a head over its vocabulary, which would be a random one, and for `echo` of
+    one that is not causal or was saved without.
     """
-    if not has_head(locate_model(name, revision)):
+    folder = locate_model(name, revision)
+    if not has_head(folder):
         raise no_head(name)
-    towers = load_towers(name, revision, max_length, query_prompt, document_prompt, SparseEncoder)
+    form = sparse_form(folder, echo)
+    towers = load_towers(name, revision, max_length, query_prompt, document_prompt, form)
     for tower in (towers.query, towers.document):
         kinds = [type(module) for module in tower]
         if kinds == [SparseStaticEmbedding]:
@@ -54,19 +62,55 @@ def load_sparse_towers(
             raise no_head(name)
         first: Any = tower[0]
         head_of(first.auto_model)
+        if echo and not (isinstance(first, DecoderTransformer) and first.echo):
+            raise InputError(
+                f"echo = true has a causal language model read each text twice, and model {name!r} is none, or was "
+                "trained to read it once; leave echo out."
+            )
     return towers
 
 
+def sparse_form(folder: Path, echo: bool = False) -> Any:
+    """What makes a SparseEncoder of a model folder: its class, or, for a causal language model, a function like it."""
+    if not is_causal(folder):
+        return SparseEncoder
+
+    def make(path: str, **_: Any) -> SparseEncoder:
+        return SparseEncoder(modules=[DecoderTransformer(path, echo=echo), SpladePooling("max")], device="cpu")
+
+    return make
+
+
 def has_head(folder: Path) -> bool:
-    """Whether a model folder is a sparse encoder, or a masked language model with its head."""
+    """Whether a model folder is a sparse encoder, or a language model, masked or causal, with its head."""
     if (folder / "modules.json").exists():
         kinds = [path.read_text(encoding="utf-8") for path in folder.glob("*.json") if path.name in _MODULES]
         return any("SpladePooling" in text for text in kinds)
+    return is_causal(folder) or any(name.endswith("ForMaskedLM") for name in _architectures(folder))
+
+
+def is_causal(folder: Path) -> bool:
+    """Whether a model folder is a causal language model with its head, and no module of Sentence Transformers yet."""
+    names = () if (folder / "modules.json").exists() else _architectures(folder)
+    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+
+
+def _architectures(folder: Path) -> list[str]:
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    return any(str(name).endswith("ForMaskedLM") for name in config.get("architectures") or ())
+    return [str(name) for name in config.get("architectures") or ()]
 
 
 _MODULES = ("modules.json", "router_config.json")
+
+
+def save_sparse(model: Any, folder: Path) -> None:
+    """Save a SparseEncoder into an existing folder, with the code of the module that Sentence Transformers lacks."""
+    model.save(str(folder), create_model_card=False)
+    ours = f"{DecoderTransformer.__module__}.{DecoderTransformer.__name__}"
+    for path in (folder / name for name in _MODULES):
+        if path.exists() and ours in (text := path.read_text(encoding="utf-8")):
+            path.write_text(text.replace(ours, DECODER), encoding="utf-8")
+            shutil.copy(decoder_transformer.__file__, folder)
 
 
 def no_head(name: str) -> InputError:
@@ -98,9 +142,10 @@ def encode_batch(modules: nn.ModuleList, token_ids: Sequence[NDArray[np.int32]])
             features = module(features)
         return cast(Tensor, features["sentence_embedding"]).float()
     with without_head(first.auto_model) as head:
-        states = first.auto_model(**features).logits  # (n, L, D)
+        features = first(features)
+    states, mask = features["token_embeddings"], features["attention_mask"]  # (n, L, D), (n, L)
     double = pooling.activation_function == "log1p_relu"
-    return pool_vocabulary(states, features["attention_mask"], head.weight, head.bias, pooling.pooling_strategy, double)
+    return pool_vocabulary(states, mask, head.weight, head.bias, pooling.pooling_strategy, double)
 
 
 def _device(modules: nn.ModuleList) -> torch.device:

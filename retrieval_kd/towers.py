@@ -17,6 +17,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch import Tensor, nn
 
+from retrieval_kd.decoder_transformer import DecoderTransformer
 from retrieval_kd.engines import EnginePrecision, compile_module
 from retrieval_kd.files import hash_texts
 from retrieval_kd.gather import encode_sorted
@@ -27,7 +28,8 @@ from retrieval_kd.weights import hash_weights, locate_model
 Encode = Callable[[Sequence[str], int], NDArray[np.float32]]
 EXAMPLE = ("a text of a few words", "another")  # what a graph is traced with
 BAGS = (StaticEmbedding, LexicalEmbedding)  # modules that look up rows, instead of a transformer
-_OURS = {f"{LexicalEmbedding.__module__}.{LexicalEmbedding.__name__}": LexicalEmbedding}
+DECODER = "decoder_transformer.DecoderTransformer"  # as a saved model names it, in whose folder its code lies
+_OURS = {f"{LexicalEmbedding.__module__}.{LexicalEmbedding.__name__}": LexicalEmbedding, DECODER: DecoderTransformer}
 
 
 class Reading(Protocol):
@@ -194,6 +196,8 @@ def describe(modules: nn.ModuleList, precision: str) -> dict[str, Any]:
 def _settings(module: nn.Module) -> dict[str, Any]:
     """Class and settings of a module, less where it was loaded from and by which version."""
     settings: dict[str, Any] = {"module": type(module).__name__}
+    if isinstance(module, DecoderTransformer):
+        settings["echo"] = module.echo
     config = getattr(module, "config", None)
     if config is not None and hasattr(config, "to_dict"):
         drop = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")

@@ -31,8 +31,8 @@ def pool_vocabulary(
     Logits are hidden @ weight.T + bias, in autocast's precision where that is on. `double` takes the
     logarithm twice. The gradients of weight and bias are added to their `.grad`; `torch.autograd.grad` gets none.
 
-    Shapes: hidden (n, L, D), the head's input; mask (n, L), non-zero where a token counts, at least once a
-    text; weight (V, D); bias (V,).
+    Shapes: hidden (n, L, D), the head's input; mask (n, L), non-zero where a token counts, and a text without such
+    has no weights; weight (V, D); bias (V,).
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
@@ -55,7 +55,7 @@ class _MaxPool(torch.autograd.Function):
             values[:, part], places[:, part] = found.T, at.T
         if bias is not None:
             values += bias
-        _activate(values, double)
+        _activate(values, double).mul_(mask.any(1, keepdim=True))
         if any(ctx.needs_input_grad):
             places = torch.where(mask.gather(1, places.long()), places, first[:, None].int())
             ctx.weight, ctx.bias, ctx.double = weight, bias, double

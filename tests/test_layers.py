@@ -24,7 +24,7 @@ LAYERS = [
     {"data", "layouts", "store", "teachers", "students", "index", "encoder", "towers"}
     | {"engines", "first_token", "lora", "pair_head", "pooling", "token_vectors"}
     | {"bag_student", "lexical_embedding", "ngrams", "static_start", "served_table", "postings", "counting_encoder"}
-    | {"lexical_start", "sparse_student", "sparse_towers", "vocabulary_head"}
+    | {"decoder_transformer", "lexical_start", "sparse_student", "sparse_towers", "vocabulary_head"}
     | {"endpoint", "chat_model", "language_model"},
     {"candidates", "scoring", "judgements", "synthesis", "trainset", "train", "evaluate", "export", "report"}
     | {"export_onnx", "export_openvino", "export_graph", "export_table"}

@@ -24,12 +24,12 @@ def dense(hidden: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, poo
 
 
 def inputs(seed: int = 0, shift: float = -1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random states, of which few logits are positive; the mask leaves out tokens at either end."""
+    """Random states, of which few logits are positive; the mask leaves out tokens at either end, of one text all."""
     make = torch.Generator().manual_seed(seed)
     hidden, weight = torch.randn(TEXTS, TOKENS, WIDTH, generator=make), torch.randn(TERMS, WIDTH, generator=make)
     bias = torch.randn(TERMS, generator=make) + shift
     mask = torch.ones(TEXTS, TOKENS, dtype=torch.int64)
-    mask[1, 4:], mask[2, :3], mask[3, 1:] = 0, 0, 0
+    mask[1, 4:], mask[2, :3], mask[3, 1:], mask[4] = 0, 0, 0, 0
     return hidden, mask, weight, bias
 
 

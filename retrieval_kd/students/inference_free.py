@@ -19,6 +19,7 @@ from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
 from retrieval_kd.lexical_start import fit_vocabulary, inverse_frequencies
+from retrieval_kd.lora import add_lora
 from retrieval_kd.sparse_student import (
     SparseOptions,
     SparseStudent,
@@ -28,7 +29,7 @@ from retrieval_kd.sparse_student import (
     make_student,
     starts_lexically,
 )
-from retrieval_kd.sparse_towers import has_head, no_head, vocabulary_size
+from retrieval_kd.sparse_towers import has_head, no_head, save_sparse, vocabulary_size
 from retrieval_kd.towers import join_towers
 from retrieval_kd.types import InputError
 from retrieval_kd.weights import locate_model
@@ -68,7 +69,7 @@ def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
     fit_vocabulary(first.auto_model, first.tokenizer)
     table = SparseStaticEmbedding(first.tokenizer, torch.from_numpy(query_weights(first.tokenizer, documents)))
     towers = join_towers([table], tower, "", prompt, SparseEncoder)
-    towers.model.save(str(folder / "model"), create_model_card=False)
+    save_sparse(towers.model, folder / "model")
 
 
 def load(options: Options) -> SparseStudent:
@@ -85,7 +86,10 @@ def load(options: Options) -> SparseStudent:
         )
     table.frozen = not options.train_table
     table.weight.requires_grad_(options.train_table)
-    return make_student(options, loaded, list(loaded.query), list(loaded.document))
+    student = make_student(options, loaded, list(loaded.query), list(loaded.document))
+    if options.lora is not None:
+        add_lora(student.towers.document, options.lora)
+    return student
 
 
 def query_weights(tokenizer: Any, documents: Sequence[str]) -> NDArray[np.float32]:

@@ -1,7 +1,8 @@
 """SPLADE students: a language model's head gives each text weights of vocabulary terms; scores are dot products.
 
 One encoder reads both sides, or each has its own (Efficient SPLADE, arXiv:2207.03834). A document encoder of its own
-may be frozen: then a query encoder learns to live with an index that is there (DiSCo, arXiv:2410.14609).
+may be frozen: then a query encoder learns to live with an index that is there (DiSCo, arXiv:2410.14609). A causal
+language model may read each text twice (Mistral-SPLADE, arXiv:2408.11119).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from sentence_transformers import SparseEncoder
 
+from retrieval_kd.lora import add_lora
 from retrieval_kd.sparse_student import (
     SparseOptions,
     SparseStudent,
@@ -22,7 +24,7 @@ from retrieval_kd.sparse_student import (
     make_student,
     starts_lexically,
 )
-from retrieval_kd.sparse_towers import vocabulary_size
+from retrieval_kd.sparse_towers import save_sparse, vocabulary_size
 from retrieval_kd.towers import join_towers
 from retrieval_kd.types import InputError
 
@@ -50,7 +52,7 @@ def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
     """Save the model that a lexical start makes from the collection's documents, for `load` to start from."""
     tower = lexical_tower(options, options.document_prompt or "", documents, 2)
     towers = join_towers(tower, tower, options.query_prompt or "", options.document_prompt or "", SparseEncoder)
-    towers.model.save(str(folder / "model"), create_model_card=False)
+    save_sparse(towers.model, folder / "model")
 
 
 def load(options: Options) -> SparseStudent:
@@ -69,4 +71,12 @@ def load(options: Options) -> SparseStudent:
                 f"the query tower weighs {sizes[0]} terms and the document tower {sizes[1]}, and they are not the same "
                 "ones; both towers need one vocabulary."
             )
-    return make_student(options, loaded, query, document, options.document is not None and options.document.frozen)
+    frozen = options.document is not None and options.document.frozen
+    student = make_student(options, loaded, query, document, frozen)
+    if options.lora is not None:
+        add_lora(student.towers.query, options.lora)
+    if options.document is not None and options.document.lora is not None:
+        if frozen:
+            raise InputError("student.document is frozen, so that student.document.lora would train nothing.")
+        add_lora(student.towers.document, options.document.lora)
+    return student

@@ -10,10 +10,9 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 from numpy.typing import NDArray
-from sentence_transformers import SparseEncoder as Model
 
 from retrieval_kd.progress import progress
-from retrieval_kd.sparse_towers import BATCH_TOKENS, encode_sparse, has_head
+from retrieval_kd.sparse_towers import BATCH_TOKENS, encode_sparse, has_head, sparse_form
 from retrieval_kd.tables import Positive, Precision, Table
 from retrieval_kd.towers import Towers, count_tokens, describe, load_towers
 from retrieval_kd.types import Collection, Hits, InputError, Side
@@ -99,7 +98,7 @@ class SparseEncoder:
 
 
 def load(options: Options, collection: Collection) -> SparseEncoder:
-    """Load the model; a masked language model without modules of its own is a SPLADE with max pooling.
+    """Load the model; a language model without modules of its own is a SPLADE with max pooling.
 
     Raises InputError for a model whose sparse head would be a random one, and for a similarity that no sparse
     product gives.
@@ -109,9 +108,8 @@ def load(options: Options, collection: Collection) -> SparseEncoder:
         raise InputError(
             f"model {options.model!r} is no sparse encoder, and has no language model's head to be one; train it first."
         )
-    towers = load_towers(
-        options.model, options.revision, options.max_length, options.query_prompt, options.document_prompt, Model
-    )
+    prompts = options.query_prompt, options.document_prompt
+    towers = load_towers(options.model, options.revision, options.max_length, *prompts, sparse_form(folder))
     if towers.model.similarity_fn_name not in ("dot", "cosine"):
         raise InputError(
             f"model {options.model!r} declares similarity {towers.model.similarity_fn_name!r}; a sparse_encoder "

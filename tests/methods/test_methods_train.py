@@ -13,6 +13,7 @@ import pytest
 import torch
 from minimal import existing_kinds, live_kind, recipe_text, roles_of, student_kind
 from tiny import WORDS, tiny_classifier, tiny_masked_lm, tiny_sentence_transformer
+from tiny_lm import save_tiny_lm
 from torch import nn
 from toy import write_beir
 
@@ -50,6 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tower = tiny_sentence_transformer(folder / f"{name}-transformer", layers=4, width=WIDTH, seed=seed)
         tower.save(str(folder / name))
     tiny_masked_lm(folder / "masked", width=WIDTH)
+    save_tiny_lm(folder / "causal")
     chosen = inference_free.Options(model=str(folder / "masked"), max_length=24)
     inference_free.begin(chosen, TEXTS["document"], folder / "started")
     static.begin(static.Options(model=str(folder / "model")), TEXTS["document"], folder / "table")
@@ -66,6 +68,8 @@ def write(name: str, place: Path) -> tuple[Path, list[str]]:
     kind = student_kind(read_method(name), KINDS)
     assert kind is not None
     folders = {"cross_encoder": "classifier", "late_interaction": "model-transformer", "splade": "masked"}
+    if read_method(name)["recipe"].get("student", {}).get("echo"):
+        folders["splade"] = "causal"
     folders |= {"inference_free": "started/model", "static": "table/model", "lexical": "ngrams/model"}
     models = {
         kind: str(place / folders.get(kind, "model")) for kind in (*KINDS, "bi_encoder", "cross_encoder", "dense")

@@ -279,8 +279,8 @@ def test_a_lexical_start_is_made_of_a_model_without_a_head(models: dict[str, str
         splade.reads_collection(splade.Options(model=models["mlm"], start="lexical"))
     with pytest.raises(InputError, match="begins with a collection"):
         splade.load(options)
-    for change in ({"layers": (0,)}, {"pooling": "sum"}):
-        with pytest.raises(InputError, match="leave `layers` and `pooling` out"):
+    for change in ({"layers": (0,)}, {"pooling": "sum"}, {"echo": True}):
+        with pytest.raises(InputError, match="leave `layers`, `pooling` and `echo` out"):
             splade.reads_collection(options.model_copy(update=change))
 
 
