@@ -112,6 +112,7 @@ def _set_attention(model: Any, around: int, mean_length: float, scale: float) ->
     for linear in (attention.query, attention.key, attention.value, output):
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
+    output.bias[CONSTANT] = LARGE
     for head in range(COUNTING):
         rows, piece = slice(head * HEAD, head * HEAD + PIECE), slice(head * PIECE, (head + 1) * PIECE)
         attention.query.weight[rows, piece] = size * torch.eye(PIECE)
@@ -142,25 +143,28 @@ def _like_score(share: float) -> float:
 
 
 def _set_norms(model: Any) -> None:
-    """Make each norm leave a state as it is, which is all but its constant, and silence the feed-forward layer."""
+    """Make each norm leave a state as it is, less its constant, and silence the feed-forward layer.
+
+    The constant comes anew from the bias before each norm and ends there: weights that read it would turn a step of
+    training, however small, into LARGE times as much.
+    """
     layer, transform = model.bert.encoder.layer[0], model.cls.predictions.transform
     nn.init.zeros_(layer.output.dense.weight)
     nn.init.eye_(transform.dense.weight)
+    layer.output.dense.bias[CONSTANT] = LARGE
     transform.dense.bias.fill_(SHIFT)
-    transform.dense.bias[CONSTANT] = 0.0
-    constant = torch.zeros(WIDTH)
-    constant[CONSTANT] = LARGE
+    transform.dense.bias[CONSTANT] = LARGE
+    constant, shifted = torch.zeros(WIDTH), torch.full((WIDTH,), SHIFT)
+    constant[CONSTANT] = shifted[CONSTANT] = LARGE
     for norm in (model.bert.embeddings.LayerNorm, layer.attention.output.LayerNorm, layer.output.LayerNorm):
-        _leave(norm, constant, constant)
-    shifted = constant + SHIFT
-    shifted[CONSTANT] = LARGE
-    _leave(transform.LayerNorm, shifted, torch.zeros(WIDTH))
+        _leave(norm, constant)
+    _leave(transform.LayerNorm, shifted)
 
 
-def _leave(norm: nn.LayerNorm, typical: Tensor, wanted: Tensor) -> None:
-    """Set a norm to be the identity near the state `typical`, which becomes `wanted`."""
+def _leave(norm: nn.LayerNorm, typical: Tensor) -> None:
+    """Set a norm to leave what a state has beside `typical`, near which it is."""
     norm.weight.fill_(float(typical.std(correction=0)))
-    norm.bias.copy_(wanted - (typical - typical.mean()))
+    norm.bias.copy_(typical.mean() - typical)
 
 
 def _set_head(model: Any, codes: Tensor, terms: Terms, threshold: float) -> None:

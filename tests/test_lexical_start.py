@@ -57,6 +57,23 @@ def test_attention_counts_as_bm25_does() -> None:
         assert set(torch.nonzero(row > 0.05)[:, 0].tolist()) <= set(ids)
 
 
+def test_a_small_step_changes_little() -> None:
+    """Every weight moved by 1e-4, as Adam's first step does: what keeps the norms still does not multiply it."""
+    generator = torch.Generator().manual_seed(0)
+    size, texts = 400, torch.randint(2, 400, (8, 60), generator=generator)
+    entries, directions = (torch.randn(size, MEANING, generator=generator) for _ in range(2))
+    terms = Terms(torch.ones(size), entries, 0.02 * directions)
+    model = make_counting_model(terms, [0, 1], [1, 1], 60.0, 64, THRESHOLD)
+    before = model(input_ids=texts).logits
+    before.clamp(min=0).amax(1)[:, :50].sum().backward()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.grad is not None:
+                weight += 1e-4 * weight.grad.sign()
+        after = model(input_ids=texts).logits
+    assert (after - before).abs().max() < 0.15 * before.abs().max()
+
+
 def test_terms_of_no_weight_stay_inactive_and_meaning_adds_to_the_others() -> None:
     rng = np.random.default_rng(1)
     size = 60
