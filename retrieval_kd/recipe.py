@@ -205,8 +205,7 @@ class Point(Table):
     """A way to serve the student: an index, and what encodes the queries.
 
     `query` is an exported form, whose index has documents that are cut as it cuts queries, or "each", which makes a
-    point of every one; absent: the last of `export.forms` that cuts nothing, if there is one. Sparse students have one
-    encoder, and need none named.
+    point of every one; absent: the last of `export.forms` that cuts nothing, if there is one.
     """
 
     name: Name

@@ -177,7 +177,7 @@ def test_a_sparse_student_has_a_frontier_too(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"run `rkd export \S+tiny.toml` first"):
         frontier(made)
     pipeline.run(made)
-    points = '[{name = "small", index = {kind = "impact"}}]'
+    points = '[{name = "small", query = "fp32", index = {kind = "impact"}}]'
     asked = Workspace(path, tmp_path / "work/tiny", tmp_path / "store", [f"frontier.points={points}"])
     report = frontier(asked)
     systems = read_json(made.folder / "report/report.json")["systems"]
