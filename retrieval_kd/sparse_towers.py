@@ -127,7 +127,9 @@ def run_sparse_tower(
     """Encode tokenised texts with gradient, in the order given: (n, V) float32, the `top_k` largest weights of each."""
     if not token_ids:
         return torch.zeros(0, vocabulary_size(modules), device=_device(modules))
-    encode, lengths = partial(encode_batch, modules), [len(ids) for ids in token_ids]
+    first: Any = modules[0]
+    copies = 2 if isinstance(first, DecoderTransformer) and first.echo else 1
+    encode, lengths = partial(encode_batch, modules), [copies * len(ids) for ids in token_ids]
     weights = encode_sorted(token_ids, lengths, encode, reading.micro_batch_tokens, reading.gradient_caching)
     return weights if top_k is None else keep_largest(weights, top_k)
 

@@ -347,3 +347,19 @@ def test_what_cannot_work(sources: dict[str, str], saved: dict[str, Path], tmp_p
     for echo in (False, True):
         with pytest.raises(InputError, match="no language model's head"):
             make(str(tmp_path / "headless"), echo=echo)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama echo"])
+def test_both_copies_count_in_a_micro_batch(
+    sources: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    student, sizes = of_case(CASES[name], sources), []
+    encode = sparse_towers.encode_batch
+
+    def watched(modules: Any, token_ids: Any) -> Any:
+        sizes.append(len(token_ids) * max(map(len, token_ids)) * (2 if CASES[name].echo else 1))
+        return encode(modules, token_ids)
+
+    monkeypatch.setattr(sparse_towers, "encode_batch", watched)
+    outputs(student)
+    assert 25 < max(sizes) <= 50  # micro_batch_tokens of `batch_of`
