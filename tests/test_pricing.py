@@ -16,6 +16,7 @@ from toy import write_beir
 from typer.testing import CliRunner
 
 from retrieval_kd import cli, cli_pricing, pricing
+from retrieval_kd.figures import ABSENT
 from retrieval_kd.pricing import Price, price
 from retrieval_kd.progress import console
 from retrieval_kd.scoring import fill_scores
@@ -202,7 +203,7 @@ def test_what_is_unknown_is_shown_so(capsys: pytest.CaptureFixture[str], monkeyp
     console.quiet = False
     cli_pricing.show([Price("j", "pairs", pairs=1234, stored=None, unit="lists", open=7, seconds=7200.0)], False)
     shown = capsys.readouterr().out
-    assert f"1,234 │ {cli_pricing.UNKNOWN} " in shown
+    assert f"1,234 │ {ABSENT} " in shown
     assert "in all 2 hours" in shown
 
 
