@@ -104,7 +104,7 @@ _MODULES = ("modules.json", "router_config.json")
 
 
 def save_sparse(model: Any, folder: Path) -> None:
-    """Save a SparseEncoder into an existing folder, with the code of the module that Sentence Transformers lacks."""
+    """Save a SparseEncoder into a folder, with the code of the module that Sentence Transformers lacks."""
     model.save(str(folder), create_model_card=False)
     ours = f"{DecoderTransformer.__module__}.{DecoderTransformer.__name__}"
     for path in (folder / name for name in _MODULES):
@@ -127,9 +127,7 @@ def run_sparse_tower(
     """Encode tokenised texts with gradient, in the order given: (n, V) float32, the `top_k` largest weights of each."""
     if not token_ids:
         return torch.zeros(0, vocabulary_size(modules), device=_device(modules))
-    first: Any = modules[0]
-    copies = 2 if isinstance(first, DecoderTransformer) and first.echo else 1
-    encode, lengths = partial(encode_batch, modules), [copies * len(ids) for ids in token_ids]
+    encode, lengths = partial(encode_batch, modules), _lengths(modules, token_ids)
     weights = encode_sorted(token_ids, lengths, encode, reading.micro_batch_tokens, reading.gradient_caching)
     return weights if top_k is None else keep_largest(weights, top_k)
 
@@ -148,6 +146,13 @@ def encode_batch(modules: nn.ModuleList, token_ids: Sequence[NDArray[np.int32]])
     states, mask = features["token_embeddings"], features["attention_mask"]  # (n, L, D), (n, L)
     double = pooling.activation_function == "log1p_relu"
     return pool_vocabulary(states, mask, head.weight, head.bias, pooling.pooling_strategy, double)
+
+
+def _lengths(modules: nn.ModuleList, token_ids: Sequence[NDArray[np.int32]]) -> list[int]:
+    """Tokens that a tower reads of each text, of one with echo both copies; at least 1, for a table may find none."""
+    first: Any = modules[0]
+    copies = 2 if isinstance(first, DecoderTransformer) and first.echo else 1
+    return [max(1, copies * len(ids)) for ids in token_ids]
 
 
 def _device(modules: nn.ModuleList) -> torch.device:
@@ -184,7 +189,7 @@ def encode_sparse(
     """
     modules, top_k = towers.side(side), towers.model.max_active_dims
     tokens = [np.array(ids, np.int32) for ids in tokenize(modules, texts)]
-    lengths = np.array([max(1, len(ids)) for ids in tokens], np.int64)  # a query of a table may have no tokens
+    lengths = np.array(_lengths(modules, tokens), np.int64)
     order, pieces = np.argsort(lengths, kind="stable"), [csr_array((0, vocabulary_size(modules)), dtype=np.float32)]
     with torch.inference_mode(), autocast(precision):
         for places in micro_batches(order, lengths[order].tolist(), batch_tokens):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retrieval_kd.checks import Needs, check, index_of
+from retrieval_kd.checks import Needs, check, forms_of, index_of
 from retrieval_kd.recipe import Recipe
 from retrieval_kd.tables import parse
 from retrieval_kd.types import InputError
@@ -180,6 +180,12 @@ def test_widths_go_without_what_remembers_or_has_layers() -> None:
     [
         ("int8-64", {"student": {"kind": "splade", "model": "m"}}, "'int8-64' cuts dense vectors; those of a splade"),
         ("fp32-binary", {"index": {"kind": "milvus"}}, "leaves signs, which index kind 'milvus' does not take"),
+        (
+            "int8",
+            {"student": {"kind": "inference_free", "model": "m"}},
+            "student has no form 'int8'; it is a table, in ",
+        ),
+        ("openvino-fp32", {"student": {"kind": "static", "model": "m"}}, "has no form .* in fp32 or int8"),
     ],
 )
 def test_forms_that_a_student_or_its_index_has_not(form: str, changes: dict[str, Any], message: str) -> None:
@@ -187,6 +193,22 @@ def test_forms_that_a_student_or_its_index_has_not(form: str, changes: dict[str,
     assert needs(stage, export={"forms": ["fp32"]}, **changes)
     with pytest.raises(InputError, match=message):
         needs(stage, export={"forms": ["fp32", form]}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "forms"),
+    [
+        ("dense", ["fp32", "int8"]),
+        ("static", ["fp32", "int8"]),
+        ("splade", ["fp32", "int8"]),
+        ("inference_free", ["fp32"]),
+    ],
+)
+def test_forms_where_none_are_named(kind: str, forms: list[str]) -> None:
+    """Those that the student has: a recipe that names none is not refused for it."""
+    silent = recipe(terms(NCE), student={"kind": kind, "model": "m"})
+    assert [form.name for form in forms_of(silent)] == forms
+    assert check(silent)
 
 
 def test_forms_that_lack_a_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,7 @@ def _using(threads: int, together: int) -> Iterator[None]:
     """Let FAISS use so many threads, and one matrix product from `together` numbers of queries on; put both back.
 
     The second is one number of the process, no parameter of a search. Threads that search at once in indexes of two
-    widths may meet each other's: that changes how fast the queries of one call are, and not what they find.
+    widths may meet each other's, and leave one of them set: that changes how fast a search is, not what it finds.
     """
     before = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
     faiss.omp_set_num_threads(threads)

@@ -15,6 +15,7 @@ from toy import draw_texts, own_document, write_beir
 
 from retrieval_kd import pipeline
 from retrieval_kd.encoder import Encoder
+from retrieval_kd.export_table import export_table
 from retrieval_kd.files import load_hits, read_json
 from retrieval_kd.pipeline import Workspace
 from retrieval_kd.pipeline.evaluation import _searched_by
@@ -169,6 +170,9 @@ def test_the_served_table_is_the_query_tower(place: Path) -> None:
     expected = loaded.encode_query(texts, convert_to_sparse_tensor=False).numpy()
     np.testing.assert_allclose(table.encode(texts).toarray(), expected, atol=1e-6)
     assert table.encode(texts)[[2]].nnz == 0
+    tower, same = list(workspace.sparse_towers.query), {"identity": {}, "document_identity": {}}
+    with pytest.raises(InputError, match="SparseStaticEmbedding has no form 'int8'; a table of it is fp32"):
+        export_table(tower, place / "int8", "int8", check_texts=texts, **same)
 
 
 def test_a_live_teacher_that_begins_with_the_collection_is_refused(place: Path) -> None:
