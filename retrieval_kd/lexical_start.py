@@ -23,6 +23,7 @@ from retrieval_kd.counting_encoder import MEANING, Terms, make_counting_model
 from retrieval_kd.progress import progress
 from retrieval_kd.pseudo_queries import make_pseudo_queries
 from retrieval_kd.recipe import PseudoQueries
+from retrieval_kd.tables import Precision
 from retrieval_kd.towers import Towers, embed, load_towers
 from retrieval_kd.types import InputError
 from retrieval_kd.vocabulary_head import head_of
@@ -38,13 +39,13 @@ ITERATIONS = 30
 
 
 def make_lexical_model(
-    source: Path, texts: Sequence[str], max_length: int | None, sides: int, double: bool
+    source: Path, texts: Sequence[str], max_length: int | None, sides: int, double: bool, precision: Precision
 ) -> Transformer:
     """An encoder that gives texts the weights of BM25 in the tokens of `source`, made from a collection's `texts`.
 
     Where the encoder reads documents alone (`sides` is 1), queries have the inverse document frequency, and terms
-    that a document does not contain weigh what the vectors of `source` say; where it reads both sides, either has the
-    frequency's root. Raises InputError for no texts.
+    that a document does not contain weigh what the vectors of `source`, read in `precision`, say; where it reads both
+    sides, either has the frequency's root. Raises InputError for no texts.
     """
     if not texts:
         raise InputError('student.start = "lexical" reads the documents, and there are none.')
@@ -59,7 +60,7 @@ def make_lexical_model(
     weights = np.where(active, 1.0 if sides == 1 else np.sqrt(frequency), 0.0).astype(np.float32)
     entries = directions = np.zeros((len(tokenizer), MEANING), np.float32)
     if sides == 1:
-        entries, directions = _meanings(source, tokenizer, texts, counts, frequency)
+        entries, directions = _meanings(source, tokenizer, texts, counts, frequency, precision)
         directions = (COSINE * directions / np.maximum(frequency, 1.0)[:, None]).astype(np.float32)
     around = tokenizer("")["input_ids"]
     mean_length = max(1.0, float(counts.sum() / len(texts)))
@@ -103,14 +104,16 @@ def inverse_frequencies(token_ids: Iterable[Sequence[int] | NDArray[Any]], size:
     return np.log1p((texts - counts + 0.5) / (counts + 0.5)).astype(np.float32)
 
 
-def _meanings(source: Path, tokenizer: Any, texts: Sequence[str], counts: Any, frequency: Array) -> tuple[Array, Array]:
+def _meanings(
+    source: Path, tokenizer: Any, texts: Sequence[str], counts: Any, frequency: Array, precision: Precision
+) -> tuple[Array, Array]:
     """Entries whose mean over a document's tokens is near its vector, and directions that sum to a sentence's.
 
     Both (V, MEANING), in the principal components of the documents' vectors, from whose mean document vectors count.
     """
     towers = load_towers(str(source))
     sentences = make_pseudo_queries(texts, SENTENCES)
-    documents, queries = (_embed(towers, some) for some in (texts, sentences))
+    documents, queries = (_embed(towers, some, precision) for some in (texts, sentences))
     mean = documents.mean(0)
     components = np.linalg.svd(documents - mean, full_matrices=False)[2][:MEANING].T  # (D, at most MEANING)
     shares = counts.multiply(1 / np.maximum(counts.sum(1), 1.0)[:, None])
@@ -122,13 +125,13 @@ def _meanings(source: Path, tokenizer: Any, texts: Sequence[str], counts: Any, f
     return np.pad(entries, wide), np.pad(directions, wide)
 
 
-def _embed(towers: Towers, texts: Sequence[str]) -> Array:
+def _embed(towers: Towers, texts: Sequence[str], precision: Precision) -> Array:
     """Unit vectors (n, D)."""
     order, found = sorted(range(len(texts)), key=lambda place: len(texts[place])), []
     with progress("read what the collection means", len(texts)) as advance:
         for start in range(0, len(order), 512):
             part = [texts[place] for place in order[start : start + 512]]
-            found.append(embed(towers, part, "document", "fp32"))
+            found.append(embed(towers, part, "document", precision))
             advance(len(part))
     vectors = np.concatenate(found)[np.argsort(order)]
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)

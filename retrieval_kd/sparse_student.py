@@ -16,7 +16,7 @@ from retrieval_kd.lexical_start import make_lexical_model
 from retrieval_kd.lora import Lora, merged
 from retrieval_kd.sparse_towers import has_head, is_causal, load_sparse_towers, run_sparse_tower, save_sparse
 from retrieval_kd.students import Batch, Outputs, own_scores
-from retrieval_kd.tables import Positive, Table
+from retrieval_kd.tables import Positive, Precision, Table
 from retrieval_kd.towers import Towers, join_towers, keep_layers, set_dropout, tokenize
 from retrieval_kd.types import InputError, Side
 from retrieval_kd.vocabulary_head import Pooling
@@ -148,10 +148,12 @@ def starts_lexically(options: SparseOptions) -> bool:
     return True
 
 
-def lexical_tower(options: SparseOptions, prompt: str, texts: Sequence[str], sides: int) -> list[Any]:
+def lexical_tower(
+    options: SparseOptions, prompt: str, texts: Sequence[str], sides: int, precision: Precision
+) -> list[Any]:
     """A tower that gives a text the weights of BM25; see `make_lexical_model`."""
     source = locate_model(options.model, options.revision)
     rendered = [prompt + text for text in texts]
     double = bool(options.double_log)
-    transformer = make_lexical_model(source, rendered, options.max_length, sides, double)
+    transformer = make_lexical_model(source, rendered, options.max_length, sides, double, precision)
     return [transformer, SpladePooling(options.pooling or "max", "log1p_relu" if double else "relu")]

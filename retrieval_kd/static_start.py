@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from retrieval_kd.gather import micro_batches
 from retrieval_kd.progress import progress
 from retrieval_kd.sample import spread
-from retrieval_kd.towers import Towers, pad, tokenize
+from retrieval_kd.tables import Precision
+from retrieval_kd.towers import Towers, autocast, pad, tokenize
 from retrieval_kd.types import InputError
 
 BATCH_TOKENS = 8192  # read at once, padding included
@@ -27,7 +28,7 @@ PRIOR = 1.0  # a token's own vector counts as much as so many of its states
 _UNUSED = re.compile(r"\[unused\d+\]")
 
 
-def piece_vectors(towers: Towers, pieces: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+def piece_vectors(towers: Towers, pieces: Sequence[Sequence[int]], precision: Precision) -> NDArray[np.float32]:
     """The teacher's vector of each piece of text, given by token ids, read alone: (n, D), pooled, not normalised."""
     modules: list[Any] = [module for module in towers.document if not isinstance(module, Normalize)]
     before, after = special_tokens(modules[0].tokenizer)
@@ -35,7 +36,7 @@ def piece_vectors(towers: Towers, pieces: Sequence[Sequence[int]]) -> NDArray[np
     lengths = np.array([len(row) for row in rows], np.int64)
     order = np.argsort(lengths, kind="stable")
     found: list[NDArray[np.float32]] = []
-    with progress("read tokens", len(rows)) as advance, torch.inference_mode():
+    with progress("read tokens", len(rows)) as advance, torch.inference_mode(), autocast(precision):
         for places in micro_batches(order, lengths[order].tolist(), BATCH_TOKENS):
             features: Any = pad([rows[place] for place in places], modules[0].tokenizer.pad_token_id or 0, _CPU)
             for module in modules:
@@ -84,7 +85,7 @@ def table_tokens(tokenizer: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
 
 
 def sentence_states(
-    towers: Towers, texts: Sequence[str], alone: NDArray[np.float32]
+    towers: Towers, texts: Sequence[str], alone: NDArray[np.float32], precision: Precision
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The mean state of each token in texts (V, D), and the mean of these in each text that was read (n, D).
 
@@ -97,7 +98,7 @@ def sentence_states(
     size, width = alone.shape
     sums, counts = torch.zeros(size, width), torch.zeros(size)
     order = np.argsort(lengths, kind="stable")
-    with progress("read sentences", len(read)) as advance, torch.inference_mode():
+    with progress("read sentences", len(read)) as advance, torch.inference_mode(), autocast(precision):
         for places in micro_batches(order, lengths[order].tolist(), BATCH_TOKENS):
             features = first(pad([read[place] for place in places], first.tokenizer.pad_token_id or 0, _CPU))
             mask = features["attention_mask"].bool()

@@ -106,8 +106,8 @@ def test_it_counts_the_models_tokens(tmp_path: Path) -> None:
     texts = [" ".join(rng.choice(words, rng.integers(4, 14))) for _ in range(200)]
     tiny_sentence_transformer(tmp_path / "t", width=128).save(str(tmp_path / "plain"))
     with pytest.raises(InputError, match="there are none"):
-        make_lexical_model(tmp_path / "plain", [], 24, 2, False)
-    module = make_lexical_model(tmp_path / "plain", texts, 24, 2, False)
+        make_lexical_model(tmp_path / "plain", [], 24, 2, False, "fp32")
+    module = make_lexical_model(tmp_path / "plain", texts, 24, 2, False, "fp32")
     head = head_of(module.auto_model)
     read = [module.tokenizer(text, add_special_tokens=False)["input_ids"][:24] for text in texts]
     assert any(len(set(ids)) < len(ids) for ids in read)

@@ -262,15 +262,16 @@ class Workspace:
     @cached_property
     def start(self) -> Component:
         """The student's table; where it starts from the collection, its model is what is made of that, once."""
-        student, seed, render = self.recipe.student, self.recipe.training.seed, self.recipe.student.render
+        student, seed, precision = self.recipe.student, self.recipe.training.seed, self.recipe.precision
         if not begins(student):
             return student
 
         def work(folder: Path) -> dict[str, Any]:
-            begin(student, self.document_texts(render), folder, seed)
+            begin(student, self.document_texts(student.render), folder, seed, precision)
             return {}
 
-        self.make("start", [student.model_dump(), seed, self.fingerprint_texts("documents", renders=[render])], work)
+        texts = self.fingerprint_texts("documents", renders=[student.render])
+        self.make("start", [student.model_dump(), seed, precision, texts], work)
         return begun(student, self.folder / "start")
 
     @property

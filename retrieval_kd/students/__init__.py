@@ -7,7 +7,7 @@ and `SEARCHES`, whether scores are products of those, so that the student can be
 search re-ranks.
 
 A module whose students may start from the collection declares `reads_collection(options)`, and
-`begin(options, documents, folder)`, which saves in `folder`/model what `load` then starts from.
+`begin(options, documents, folder, precision)`, which saves in `folder`/model what `load` then starts from.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrieval_kd.tables import Component, kind_module, options
+from retrieval_kd.tables import Component, Precision, kind_module, options
 from retrieval_kd.types import Side
 
 Tokens = Sequence[NDArray[np.int32]]
@@ -91,10 +91,13 @@ def begins(component: Component) -> bool:
     return hasattr(module, "begin") and bool(module.reads_collection(options("students", component)))
 
 
-def begin(component: Component, documents: Sequence[str], folder: Path, seed: int) -> None:
-    """Save in `folder`/model what the student starts from; `documents` are the collection's, as it reads them."""
+def begin(component: Component, documents: Sequence[str], folder: Path, seed: int, precision: Precision) -> None:
+    """Save in `folder`/model what the student starts from; `documents` are the collection's, as it reads them.
+
+    A model that is read to make it runs in `precision`.
+    """
     torch.manual_seed(seed)
-    kind_module("students", component.kind).begin(options("students", component), documents, folder)
+    kind_module("students", component.kind).begin(options("students", component), documents, folder, precision)
 
 
 def begun(component: Component, folder: Path) -> Component:

@@ -30,6 +30,7 @@ from retrieval_kd.sparse_student import (
     starts_lexically,
 )
 from retrieval_kd.sparse_towers import has_head, no_head, save_sparse, vocabulary_size
+from retrieval_kd.tables import Precision
 from retrieval_kd.towers import join_towers
 from retrieval_kd.types import InputError
 from retrieval_kd.weights import locate_model
@@ -57,11 +58,11 @@ def reads_collection(options: Options) -> bool:
     return starts_lexically(options) or not table
 
 
-def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
+def begin(options: Options, documents: Sequence[str], folder: Path, precision: Precision = "fp32") -> None:
     """Save the model that starts from the collection: its table of queries, and its head where that is lexical."""
     if starts_lexically(options):
         prompt = options.document_prompt or ""
-        tower = lexical_tower(options, prompt, documents, 1)
+        tower = lexical_tower(options, prompt, documents, 1, precision)
     else:
         loaded = load_tower(options, None, options.document_prompt)
         tower, prompt = list(loaded.document), loaded.document_prompt

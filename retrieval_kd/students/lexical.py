@@ -18,7 +18,7 @@ from retrieval_kd.bag_student import BagOptions, BagStudent, is_bag, load_bags, 
 from retrieval_kd.lexical_embedding import LexicalEmbedding
 from retrieval_kd.ngrams import count_ngrams, ngram_keys
 from retrieval_kd.static_start import piece_vectors, plain_tokenizer, table_tokens
-from retrieval_kd.tables import Positive
+from retrieval_kd.tables import Positive, Precision
 from retrieval_kd.types import InputError
 
 TEACHER = "bi_encoder"  # the kind that reads a saved student
@@ -43,7 +43,7 @@ def reads_collection(options: Options) -> bool:
     return not is_bag(options)
 
 
-def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
+def begin(options: Options, documents: Sequence[str], folder: Path, precision: Precision = "fp32") -> None:
     """Count the n-grams of the documents, make the network and save it."""
     towers = load_teacher_tower(options)
     first: Any = towers.document[0]
@@ -69,7 +69,7 @@ def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
     with torch.no_grad():
         if taught:
             single = torch.tensor([len(piece) == 1 for piece in pieces])
-            vectors = torch.from_numpy(piece_vectors(towers, [piece for piece in pieces if len(piece) == 1]))
+            vectors = torch.from_numpy(piece_vectors(towers, [piece for piece in pieces if len(piece) == 1], precision))
             nn.init.zeros_(module.table.weight)
             module.table.weight[single] = vectors - vectors.mean(0)
             if len(module.layers):

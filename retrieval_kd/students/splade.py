@@ -25,6 +25,7 @@ from retrieval_kd.sparse_student import (
     starts_lexically,
 )
 from retrieval_kd.sparse_towers import save_sparse, vocabulary_size
+from retrieval_kd.tables import Precision
 from retrieval_kd.towers import join_towers
 from retrieval_kd.types import InputError
 
@@ -48,9 +49,9 @@ class Options(SparseOptions):
     document_prompt: str | None = None
 
 
-def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
+def begin(options: Options, documents: Sequence[str], folder: Path, precision: Precision = "fp32") -> None:
     """Save the model that a lexical start makes from the collection's documents, for `load` to start from."""
-    tower = lexical_tower(options, options.document_prompt or "", documents, 2)
+    tower = lexical_tower(options, options.document_prompt or "", documents, 2, precision)
     towers = join_towers(tower, tower, options.query_prompt or "", options.document_prompt or "", SparseEncoder)
     save_sparse(towers.model, folder / "model")
 

@@ -26,7 +26,7 @@ from retrieval_kd.static_start import (
     table_tokens,
     zipf_weights,
 )
-from retrieval_kd.tables import Positive
+from retrieval_kd.tables import Positive, Precision
 
 TEACHER = "bi_encoder"  # the kind that reads a saved student
 VECTORS = "dense"  # those of a text
@@ -48,17 +48,17 @@ def reads_collection(options: Options) -> bool:
     return not is_bag(options)
 
 
-def begin(options: Options, documents: Sequence[str], folder: Path) -> None:
+def begin(options: Options, documents: Sequence[str], folder: Path, precision: Precision = "fp32") -> None:
     """Make the table of the teacher's vectors and save it."""
     towers = load_teacher_tower(options)
     first: Any = towers.document[0]
     plain = plain_tokenizer(first.tokenizer, first.max_seq_length)
     ids, heard = table_tokens(first.tokenizer)
     table = np.zeros((plain.get_vocab_size(), first.get_embedding_dimension()), np.float32)
-    table[ids] = piece_vectors(towers, ids[:, None].tolist())
+    table[ids] = piece_vectors(towers, ids[:, None].tolist(), precision)
     fitted = table[ids]
     if options.start == "sentences":
-        table, fitted = sentence_states(towers, documents, table)
+        table, fitted = sentence_states(towers, documents, table, precision)
     rows: NDArray[Any] = table[ids] - fitted.mean(0)
     if options.dimension is not None:
         rows = rows @ principal_axes(fitted, options.dimension, options.drop)

@@ -50,7 +50,7 @@ def make(kind: str, teacher: Path, folder: Path, **options: Any) -> BagStudent:
     component = Component(kind=kind, model=str(teacher), **options)
     assert begins(component)
     folder.mkdir(exist_ok=True)
-    begin(component, DOCUMENTS, folder, seed=0)
+    begin(component, DOCUMENTS, folder, seed=0, precision="fp32")
     started = begun(component, folder)
     assert not begins(started)
     student = load_student(started, 0)
@@ -161,13 +161,26 @@ def test_tokens_start_as_the_teacher_s_vectors_of_them(teacher: Path, tmp_path: 
     np.testing.assert_allclose(rows[ids[heard]].mean(0), 0, atol=0.1)
 
 
+@pytest.mark.parametrize("options", [{}, {"start": "sentences"}, {**SMALL, "start": "teacher"}], ids=str)
+def test_the_teacher_is_read_in_the_recipe_s_precision(options: dict[str, Any], teacher: Path, tmp_path: Path) -> None:
+    """In bf16 the rows are near those of fp32, and not the same."""
+    component = Component(kind="lexical" if "hidden" in options else "static", model=str(teacher), **options)
+    started = {}
+    for precision in ("fp32", "bf16"):
+        begin(component, DOCUMENTS, tmp_path / precision, 0, precision)
+        started[precision] = load_student(begun(component, tmp_path / precision), 0).state_dict()
+    for name, rows in started["fp32"].items():
+        np.testing.assert_allclose(started["bf16"][name], rows, atol=0.03 * rows.abs().max())
+    assert any(not torch.equal(started["bf16"][name], rows) for name, rows in started["fp32"].items())
+
+
 def test_sentences_start_from_mean_states(teacher: Path, tmp_path: Path) -> None:
     """A token's states in all its places and its own vector once, moved as states are from vectors of single tokens."""
     towers = load_towers(str(teacher))
     model = SentenceTransformer(str(teacher), device="cpu")
     read = [model.tokenizer(text, truncation=True, max_length=24)["input_ids"] for text in DOCUMENTS]
     alone = np.random.default_rng(0).normal(size=(len(model.tokenizer), 32)).astype(np.float32)
-    rows, sentences = sentence_states(towers, DOCUMENTS, alone)
+    rows, sentences = sentence_states(towers, DOCUMENTS, alone, "fp32")
     by_token: dict[int, list[Any]] = {}
     for ids, found in zip(read, model.encode(DOCUMENTS, output_value="token_embeddings"), strict=True):
         for token, state in zip(ids, found.numpy(), strict=True):
@@ -219,7 +232,9 @@ def test_a_lexical_student_is_a_product_with_tf_idf(start: str, teacher: Path, t
     if start == "teacher":  # a token's row has its vector's direction, and pseudo-IDF by length; others are 0
         single = np.array([len(gram) == 1 for gram in known])
         assert not table[~single].any()
-        vectors_alone = piece_vectors(load_towers(str(teacher)), [list(gram) for gram in known if len(gram) == 1])
+        vectors_alone = piece_vectors(
+            load_towers(str(teacher)), [list(gram) for gram in known if len(gram) == 1], "fp32"
+        )
         seen = np.array([total[gram] if total[gram] >= 2 else 1 for gram in known])
         weights = np.log(seen.sum() / seen)[single, None]
         expected = weights * (vectors_alone - vectors_alone.mean(0))
