@@ -261,13 +261,13 @@ def demo(
 
 @app.command()
 def doctor(quiet: Quiet = False, json_: Json = False) -> None:
-    """Say what is installed, what is missing and which extra brings it, and how many threads there are."""
+    """Say what is installed, what is missing and which extra brings it, and which precision is fast here."""
     import os
 
     packages = {}
     for module, extra in sorted(EXTRA_OF.items(), key=lambda item: (item[1], item[0])):
         packages[module] = {"extra": extra, "version": _version(module)}
-    facts = {
+    facts: dict[str, Any] = {
         "retrieval_kd": __version__,
         "python": sys.version.split()[0],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -275,6 +275,10 @@ def doctor(quiet: Quiet = False, json_: Json = False) -> None:
         "RKD_DATA": os.environ.get("RKD_DATA"),
         "packages": packages,
     }
+    if _version("torch"):
+        from retrieval_kd.engines import matrix_rates
+
+        facts["matrix_products"] = matrix_rates()
     if not quiet and not json_:
         rows = [
             (module, fact["extra"], fact["version"] or f'missing: pip install "retrieval-kd[{fact["extra"]}]"')
@@ -283,6 +287,10 @@ def doctor(quiet: Quiet = False, json_: Json = False) -> None:
         title = f"retrieval-kd {__version__}, Python {facts['python']}"
         print_table(["package", "extra", "version"], rows, title)
         typer.echo(f"{facts['cores']} cores; RKD_DATA {facts['RKD_DATA'] or 'not set'}")
+        if rates := facts.get("matrix_products"):
+            fast = max(rates, key=rates.__getitem__)
+            speeds = ", ".join(f"{precision} {rate:.0f}" for precision, rate in rates.items())
+            typer.echo(f'matrix products in torch: {speeds} GFLOP/s; precision = "{fast}" is the fast one here')
     print_json(json_, facts)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -37,6 +38,24 @@ SMOOTHING = 0.8  # of activations into weights: alpha of SmoothQuant, Xiao et al
 # Times its root mean square that an input of a product may range over: 8 bits then make steps of a quarter of it.
 OUTLIERS = 64
 TOLERANCE = 1e-3  # of an output, relative to the largest, between torch and the converted graph in fp32
+
+
+def matrix_rates(rows: int = 1024, width: int = 768, rounds: int = 10) -> dict[str, float]:
+    """Billions of operations a second that torch's matrix products reach here, by precision; the best of `rounds`.
+
+    The product is that of a transformer's feed-forward part: (rows, width) by (width, 4 width). Processors differ in
+    whether bf16 is faster than fp32 or slower.
+    """
+    rates = {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        left, right = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
+        seconds = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            torch.mm(left, right)
+            seconds.append(time.perf_counter() - began)
+        rates[precision] = round(8e-9 * rows * width * width / min(seconds), 1)
+    return rates
 
 
 def check_engine(engine: Engine, precision: EnginePrecision) -> None:

@@ -84,6 +84,7 @@ def test_doctor_ends_with_json(tmp_path: Path) -> None:
     assert {name: fact["extra"] for name, fact in facts["packages"].items()} == EXTRA_OF
     assert facts["packages"]["pytest"]["version"] == version("pytest")
     assert facts["packages"]["Stemmer"]["version"] == version("PyStemmer")
+    assert set(facts["matrix_products"]) == {"fp32", "bf16"}
 
 
 def test_doctor_names_the_extra_of_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,14 @@ def load(kind: str, models: dict[str, Path], **chosen: Any) -> Any:
     return load_teacher(Component(kind=kind, model=str(models[kind]), max_length=24, **chosen), COLLECTION)
 
 
+def test_rates_of_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best round counts: 1 ms of 2 x 1024 x 768 x 3072 operations in fp32, 2 ms in bf16."""
+    taken = iter([*[5e-3, 1e-3, 4e-3], *[2e-3, 6e-3, 3e-3]])
+    clock = iter([time for seconds in taken for time in (0.0, seconds)])
+    monkeypatch.setattr(engines.time, "perf_counter", lambda: next(clock))
+    assert engines.matrix_rates(rounds=3) == {"fp32": 4831.8, "bf16": 2415.9}
+
+
 @pytest.mark.parametrize("kind", ["bi_encoder", "cross_encoder"])
 def test_openvino_in_fp32_is_torch(kind: str, models: dict[str, Path]) -> None:
     """In batches of every length; the default engine is torch."""
