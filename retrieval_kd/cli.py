@@ -243,6 +243,7 @@ def _print_provenance(found: dict[str, dict[str, int]]) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the results.")] = Path("work/demo"),
+    set_: Set = None,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
@@ -250,9 +251,8 @@ def demo(
     console.quiet = quiet
     from retrieval_kd import pipeline
 
-    hush()
     began = monotonic()
-    workspace = pipeline.Workspace(Path(__file__).parent / "demo.toml", out)
+    workspace = open_workspace(Path(__file__).parent / "demo.toml", out, None, set_, False)
     result = pipeline.run(workspace)
     if not quiet:
         typer.echo(f"\nNext, serve the query encoder (no torch needed):\n\n    rkd serve {out}\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -292,6 +292,8 @@ class Recipe(Table):
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe; `overrides` are `dotted.key=value` with TOML values.
 
+    `*.key=value` changes the key in every table that has it, as in `*.precision=fp32`.
+
     Raises InputError naming file, table and key, with the nearest known key for a mistyped one.
     """
     try:
@@ -330,9 +332,26 @@ def _override(table: dict[str, Any], override: str) -> None:
         value = text  # a bare word is a string
     *parents, last = key.strip().split(".")
     here: Any = table
+    if parents == ["*"]:
+        if not (places := list(_tables_with(last, table))):
+            raise InputError(f"--set {override!r}: no table of the recipe has the key {last!r}.")
+        for place in places:
+            place[last] = value
+        return
     try:
         for part in parents:
             here = here[int(part)] if isinstance(here, list) else here.setdefault(part, {})
         here[int(last) if isinstance(here, list) else last] = value
     except (ValueError, IndexError, TypeError, AttributeError):
         raise InputError(f"--set {override!r}: the recipe has no place {key!r}.") from None
+
+
+def _tables_with(key: str, value: Any) -> Iterator[dict[str, Any]]:
+    """Every table in `value` that has the key."""
+    if isinstance(value, dict):
+        if key in value:
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _tables_with(key, inner)

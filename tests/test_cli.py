@@ -14,8 +14,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from retrieval_kd import cli
+from retrieval_kd import cli, cli_workspace, engines
 from retrieval_kd.extras import EXTRA_OF
+from retrieval_kd.recipe import Recipe as RecipeTable
+from retrieval_kd.tables import parse
 from retrieval_kd.types import InputError
 
 COMMANDS = [
@@ -95,6 +97,20 @@ def test_doctor_names_the_extra_of_what_is_missing(monkeypatch: pytest.MonkeyPat
     assert "retrieval-kd[ray]" in "".join(shown.stdout.split())  # not read as markup
     assert "retrieval-kd[dev]" not in shown.stdout
     assert version("pytest") in shown.stdout
+
+
+@pytest.mark.parametrize(("asked", "rate", "told"), [("bf16", 70.0, 1), ("bf16", 90.0, 0), ("fp32", 70.0, 0)])
+def test_slow_bf16_is_told_where_a_recipe_asks_for_it(
+    asked: str, rate: float, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    news: list[str] = []
+    monkeypatch.setattr(cli_workspace, "say", news.append)
+    monkeypatch.setattr(engines, "matrix_rates", lambda **_: {"fp32": 100.0, "bf16": rate})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    source = {"kind": "bi_encoder", "model": "m", "precision": asked}
+    table = {"data": {"collection": "c"}, "candidates": {"sources": [source]}, "student": {"kind": "dense"}}
+    cli_workspace.tell_of_slow_bf16(parse(RecipeTable, table, "recipe"))
+    assert ["0.7 of fp32's speed" in line for line in news] == [True] * told
 
 
 def one_line(done: subprocess.CompletedProcess[str], *expected: str) -> None:

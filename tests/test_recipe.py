@@ -246,6 +246,20 @@ def test_overrides(write: Write, override: str, place: Callable[[Recipe], Any], 
     assert load_recipe(path) == before
 
 
+def test_an_override_of_every_table_that_has_the_key(write: Write) -> None:
+    """In lists and tables of any depth, also where the table is of a method, and nowhere else."""
+    text = GOOD.replace("steps = 10", 'steps = 10\nprecision = "bf16"').replace(
+        'kind = "dense"', 'kind = "dense"\ndocument = { model = "org/other", precision = "bf16" }'
+    )
+    found = load_recipe(write(text), ["*.precision=fp32", "*.model=org/one"])
+    assert [stage.precision for stage in found.stages] == ["fp32", "fp32"]
+    assert found.student.options["document"] == {"model": "org/one", "precision": "fp32"}
+    assert found.student.options["model"] == "org/one"
+    untouched = load_recipe(write(text), ["precision=fp32"])
+    assert untouched.stages[0].precision == "bf16"
+    assert "no table of the recipe has the key 'precison'" in refused(write(text), "*.precison=fp32")
+
+
 def test_later_overrides_win(write: Write) -> None:
     assert load_recipe(write(GOOD), ["training.seed=1", "training.seed=2"]).training.seed == 2
 
