@@ -9,13 +9,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from retrieval_kd.gather import encode_sorted
 from retrieval_kd.students import Batch, Outputs
 from retrieval_kd.tables import Positive, Table
-from retrieval_kd.towers import pad
+from retrieval_kd.towers import pad, set_dropout
 from retrieval_kd.types import Side
 from retrieval_kd.weights import locate_model
 
@@ -32,6 +33,7 @@ class Options(Table):
     model: str
     revision: str | None = None
     max_length: Positive = 256  # tokens of query and document together
+    dropout: float | None = Field(default=None, ge=0, lt=1)  # absent: the model's own
 
 
 class CrossEncoderStudent(nn.Module):
@@ -95,4 +97,5 @@ def load(options: Options) -> CrossEncoderStudent:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.model_max_length = options.max_length
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    set_dropout(model, options.dropout)
     return CrossEncoderStudent(model, tokenizer, options.max_length)

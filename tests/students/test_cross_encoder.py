@@ -27,8 +27,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_classifier(tmp_path_factory.mktemp("model")))
 
 
-def load(model: str, seed: int = 0) -> CrossEncoderStudent:
-    student = load_student(Component(kind="cross_encoder", model=model, max_length=MAX_LENGTH), seed)
+def load(model: str, seed: int = 0, dropout: float | None = None) -> CrossEncoderStudent:
+    chosen = Component(kind="cross_encoder", model=model, max_length=MAX_LENGTH, dropout=dropout)
+    student = load_student(chosen, seed)
     assert isinstance(student, CrossEncoderStudent)
     return student.eval()
 
@@ -87,3 +88,10 @@ def test_a_head_is_drawn_with_the_seed_where_there_is_none(tmp_path: Path) -> No
 def test_weights_kept_as_halves_are_trained_in_fp32(model: str, tmp_path: Path) -> None:
     student = load(str(stored_as(tmp_path / "half", Path(model), torch.float16)))
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("dropout", "same"), [(0.0, True), (0.5, False)])
+def test_dropout(model: str, dropout: float, same: bool) -> None:
+    student = load(model, dropout=dropout).train()
+    with torch.no_grad():
+        assert torch.equal(score(student, EVERY), score(student, EVERY)) == same
