@@ -25,7 +25,7 @@ FORMAT = 3
 GRAPH, OPENVINO_GRAPH, OPENVINO_WEIGHTS = "model.onnx", "model.xml", "model.bin"
 TABLE, TOKENIZER, MANIFEST = "table.npz", "tokenizer.json", "encoder.json"
 NO_TERMS: Terms = (np.zeros(0, np.int64), np.zeros(0, np.float32))
-_CHUNK = 2048  # texts tokenised at once, and sorted by length among themselves
+_CHUNK = 2048  # texts tokenised at once, and by a graph sorted by length among themselves
 
 # (input_ids, attention_mask), both (B, L) int64, to what the graph gives, (B, D) or (B, V) float32
 Session = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
@@ -53,9 +53,9 @@ class Encoder:
         run: Run
         match manifest["runtime"]:
             case "onnx":
-                run = _padded(_open_onnx(folder, threads), manifest)
+                run = _batched(_open_onnx(folder, threads), manifest)
             case "openvino":
-                run = _padded(_open_openvino(folder, manifest["precision"], threads), manifest)
+                run = _batched(_open_openvino(folder, manifest["precision"], threads), manifest)
             case "table":
                 run = open_table(folder / TABLE, manifest["table"])
             case other:
@@ -70,23 +70,16 @@ class Encoder:
         """
         if self.manifest["vectors"] == "sparse":
             return matrix_of(self.terms(texts), self.dimension)
-        if self.manifest["vectors"] == "binary":
-            packed = np.empty((len(texts), self.dimension // 8), np.uint8)
-            for places, batch in self._batches(texts):
-                packed[places] = np.packbits(batch > 0, axis=1)
-            return packed
-        vectors = np.empty((len(texts), self.dimension), np.float32)
-        for places, batch in self._batches(texts):
-            vectors[places] = batch
+        binary = self.manifest["vectors"] == "binary"
+        width, dtype = (self.dimension // 8, np.uint8) if binary else (self.dimension, np.float32)
+        vectors = np.empty((len(texts), width), dtype)
+        for start, found in self._chunks(texts):
+            vectors[start : start + len(found)] = np.packbits(found > 0, axis=1) if binary else found
         return vectors
 
     def terms(self, texts: Sequence[str]) -> list[Terms]:
         """Of a sparse student: the terms of each text, rising, and their weights, none of which is 0."""
-        found: list[Terms] = [NO_TERMS] * len(texts)
-        for places, batch in self._batches(texts):
-            for place, one in zip(places, batch, strict=True):
-                found[place] = one
-        return found
+        return [one for _, found in self._chunks(texts) for one in found]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens that the graph reads of each text: prompt and special tokens included, after truncation."""
@@ -99,15 +92,10 @@ class Encoder:
         prompt = self.manifest["prompt"]
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast([prompt + text for text in texts])]
 
-    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
-        """The places of texts of similar length, and what is made of them."""
-        size = self.manifest["batch_size"]
+    def _chunks(self, texts: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        """What is made of some texts at a time, and the place of their first."""
         for start in range(0, len(texts), _CHUNK):
-            token_ids = self.tokenize(texts[start : start + _CHUNK])
-            order = sorted(range(len(token_ids)), key=lambda place: len(token_ids[place]))
-            for first in range(0, len(order), size):
-                places = order[first : first + size]
-                yield [start + place for place in places], self._run([token_ids[place] for place in places])
+            yield start, self._run(self.tokenize(texts[start : start + _CHUNK]))
 
 
 def matrix_of(found: Sequence[Terms], dimension: int) -> Any:
@@ -126,21 +114,35 @@ def _terms_of(vectors: NDArray[np.float32]) -> list[Terms]:
     return [(terms, vector[terms]) for terms, vector in zip(found, vectors, strict=True)]
 
 
-def _padded(session: Session, manifest: Mapping[str, Any]) -> Run:
-    """A graph at work on token ids of any lengths."""
+def _batched(session: Session, manifest: Mapping[str, Any]) -> Run:
+    """A graph at work on token ids of any lengths, in batches of texts of similar length."""
+    size, sparse = manifest["batch_size"], manifest["vectors"] == "sparse"
 
     def run(token_ids: Sequence[Sequence[int]]) -> Any:
-        longest = max(map(len, token_ids))
-        input_ids = np.full((len(token_ids), longest), manifest["pad_id"], np.int64)  # (B, L)
-        attention_mask = np.zeros_like(input_ids)
-        for row, ids in enumerate(token_ids):
-            used = slice(longest - len(ids), None) if manifest["padding_side"] == "left" else slice(len(ids))
-            input_ids[row, used] = ids
-            attention_mask[row, used] = 1
-        vectors = session(input_ids, attention_mask)
-        return _terms_of(vectors) if manifest["vectors"] == "sparse" else vectors
+        found: list[Any] = [None] * len(token_ids)
+        order = sorted(range(len(token_ids)), key=lambda place: len(token_ids[place]))
+        for first in range(0, len(order), size):
+            places = order[first : first + size]
+            vectors = session(*_pad([token_ids[place] for place in places], manifest))
+            for place, one in zip(places, _terms_of(vectors) if sparse else vectors, strict=True):
+                found[place] = one
+        return found if sparse else np.stack(found)
 
     return run
+
+
+def _pad(
+    token_ids: Sequence[Sequence[int]], manifest: Mapping[str, Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Input ids and attention mask, both (B, L)."""
+    longest = max(map(len, token_ids))
+    input_ids = np.full((len(token_ids), longest), manifest["pad_id"], np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    for row, ids in enumerate(token_ids):
+        used = slice(longest - len(ids), None) if manifest["padding_side"] == "left" else slice(len(ids))
+        input_ids[row, used] = ids
+        attention_mask[row, used] = 1
+    return input_ids, attention_mask
 
 
 def check_index(encoder: Mapping[str, Any], index: Mapping[str, Any]) -> None:

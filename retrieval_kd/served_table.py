@@ -58,7 +58,11 @@ class StaticTable:
 
     def vectors(self, token_ids: Sequence[Sequence[int]]) -> Vector:
         """Vectors of unit length (n, D) of texts given by their token ids; of none that is known, zeros."""
-        return np.stack([self._vector(np.array(ids, np.int64)) for ids in token_ids])
+        width = len(self._layers[-1]) if self._layers else self._rows.shape[1]
+        vectors = np.empty((len(token_ids), width), np.float32)  # np.stack takes 6 microseconds for one
+        for place, ids in enumerate(token_ids):
+            vectors[place] = self._vector(np.array(ids, np.int64))
+        return vectors
 
     def _vector(self, ids: NDArray[np.int64]) -> Vector:
         places = ids if self._keys is None else find_ngrams(ids, self._keys, self._longest)
