@@ -109,7 +109,7 @@ def evaluate(
 ) -> None:
     """Measure all systems of RECIPE on its test split, or of a suite on its collections, and write the report.
 
-    A suite has [[systems]] and [[collections]]; stopped, it goes on where it was.
+    A suite has tables `systems` and `collections`; stopped, it goes on where it was.
 
     rkd eval scripts/recipes/scifact-compact.toml
     rkd eval eval/local.toml --check
@@ -143,7 +143,8 @@ def score(
     allow_unknown_qrels: AllowUnknown = False,
     dry_run: DryRun = False,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Ask each teacher in so many processes [default: 1; on Ray, its CPUs].")
+        int | None,
+        typer.Option(min=1, help="Ask each teacher in so many processes.", show_default="1; on Ray, its CPUs"),
     ] = None,
     engine_cluster: Annotated[
         Cluster | None, typer.Option(help="Ask the teachers on a Ray cluster, that of RAY_ADDRESS or this machine.")
@@ -189,7 +190,8 @@ def mine(
     ] = "hard_negatives",
     stage: Annotated[int, typer.Option("--stage", help="The stage whose candidates and filters make FILE.")] = 0,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", help="Whose scores go into FILE [default: who denies, or the only one].")
+        str | None,
+        typer.Option("--teacher", help="Whose scores go into FILE.", show_default="who denies, or the only one"),
     ] = None,
     negatives: Annotated[
         int | None, typer.Option("--negatives", min=1, help="Most of a query, chosen as the stage samples.")

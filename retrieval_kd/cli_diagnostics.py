@@ -18,7 +18,7 @@ def stats(
     collection: Annotated[
         str | None, typer.Option("--collection", help="Only the scores of this collection, beside its judgements.")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Split of the collection [default: train].")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split of the collection.", show_default="train")] = None,
     query_prompt: Annotated[
         list[str] | None,
         typer.Option("--query-prompt", help="What the teachers read before each query: one for all, or one for each."),

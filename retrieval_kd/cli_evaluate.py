@@ -49,12 +49,13 @@ def compare(
     collection: Annotated[
         str | None, typer.Option("--collection", help="Whose judgements measure the runs, and whose queries are shown.")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Split of the collection [default: test].")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split of the collection.", show_default="test")] = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", help="What is tested [default: the collection's, or nDCG@10].")
+        str | None, typer.Option("--metric", help="What is tested.", show_default="the collection's, or nDCG@10")
     ] = None,
     relevance: Annotated[
-        int | None, typer.Option("--relevance", min=1, help="Lowest relevant grade [default: the collection's, or 1].")
+        int | None,
+        typer.Option("--relevance", min=1, help="Lowest relevant grade.", show_default="the collection's, or 1"),
     ] = None,
     listing: Annotated[
         int, typer.Option("--listing", min=0, help="Queries to list of each pair, won and lost most.")

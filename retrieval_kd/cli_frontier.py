@@ -22,7 +22,7 @@ def frontier(
 ) -> None:
     """Measure the student of RECIPE over several indexes and query encoders: quality against latency and size.
 
-    Needs a finished run. Points come from [frontier] in the recipe, or are those of its student's kind. Stopped? Give
+    Needs a finished run. Points come from `frontier` in the recipe, or are those of its student's kind. Stopped? Give
     it again: what is measured stays, unless what it was measured on changed.
 
     rkd frontier recipe.toml

@@ -30,7 +30,7 @@ def index(
 ) -> None:
     """Encode the documents with the trained student and build its index.
 
-    Of a large collection vectors are kept in shards ([corpus] in a recipe), and a stopped run goes on at the last one.
+    Of a large collection vectors are kept in shards (`corpus` in a recipe), and a stopped run goes on at the last one.
     A dry run ends with an error if something would not fit.
 
     rkd index recipe.toml --dry-run

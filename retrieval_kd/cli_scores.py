@@ -33,7 +33,7 @@ Store = Annotated[Path, typer.Option("--store", help="Folder of teacher scores."
 Layout = Annotated[str, typer.Argument(help="Name of a layout; see `rkd scores layouts`.", show_default=False)]
 CollectionName = Annotated[str, typer.Option("--collection", help="pydocs, a BEIR folder, or an ir_datasets id.")]
 Splits = Annotated[
-    list[str] | None, typer.Option("--split", help="Splits with the queries [default: train, dev, test].")
+    list[str] | None, typer.Option("--split", help="Splits with the queries.", show_default="train, dev, test")
 ]
 Teacher = Annotated[str, typer.Option("--teacher", help="Name of the teacher, or of its folder in the store.")]
 

@@ -18,7 +18,7 @@ def serve(
         ),
     ],
     form: Annotated[
-        str | None, typer.Option(help="Which exported form of a run [default: int8, or the only one].")
+        str | None, typer.Option(help="Which exported form of a run.", show_default="int8, or the only one")
     ] = None,
     bm25: Annotated[
         str | None, typer.Option(help="Serve BM25 too, over a run's documents, a BEIR folder or an ir_datasets id.")

@@ -22,8 +22,8 @@ def synthesize(
 ) -> None:
     """Let a language model write queries and passages for a collection, as a BEIR folder. Stopped? Give it again.
 
-    The file names `collection`, `split`, `seed`, [model] as an llm_* teacher has it, and [[texts]]: `name`, `of`
-    ("query" or "document"), `prompt`, and, if wanted, `system`, `grade`, `sample`, `max_tokens`.
+    The file names `collection`, `split`, `seed`, `model` as an llm_* teacher has it, and tables `texts`:
+    `name`, `of` ("query" or "document"), `prompt`, and, if wanted, `system`, `grade`, `sample`, `max_tokens`.
 
     rkd synthesize synthetic.toml --out work/scifact-synthetic
     """

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from retrieval_kd.recipe import Recipe as RecipeTable
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe (TOML).", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results [default: work/RECIPE].")]
-StoreFolder = Annotated[Path | None, typer.Option("--store", help="Folder of teacher scores [default: OUT/../store].")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results.", show_default="work/RECIPE")]
+StoreFolder = Annotated[
+    Path | None, typer.Option("--store", help="Folder of teacher scores.", show_default="OUT/../store")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key: --set training.seed=1, --set '*.precision=fp32'.")
 ]

@@ -66,6 +66,8 @@ def test_every_command_has_help() -> None:
             assert parameter.name == "help" or getattr(parameter, "help", None), (name, parameter.name)
         shown = CliRunner().invoke(cli.app, [*name.split(), "--help"], terminal_width=200, color=False)
         assert shown.exit_code == 0, name
+        helps = [command.help, *(getattr(parameter, "help", None) or "" for parameter in command.params)]
+        assert not [text for text in helps if "[" in text], f"{name}: what stands in brackets is not shown"
         options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         assert {"--quiet", "--json"} <= options, name
 
