@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, random_array, vstack
+from scipy.sparse import csr_array, hstack, random_array, vstack
 
 from retrieval_kd.index import Index, build_index, open_index
 from retrieval_kd.tables import Component, kind_module
@@ -133,12 +133,23 @@ def test_impact_over_many_windows(tmp_path: Path, k: int) -> None:
 @pytest.mark.parametrize("weights", ["uint8", "float32"])
 @pytest.mark.parametrize("window", [100, 1024])
 def test_impact_leaves_out_what_cannot_win(tmp_path: Path, weights: str, window: int) -> None:
-    """Weights so uneven that windows are left out, terms are not added, and documents are looked up."""
+    """Weights so uneven that windows are left out and terms are not added."""
     documents, queries = sparse(6000, 400, 0.06, 0), sparse(40, 400, 0.03, 1)
     documents.data **= 3
     documents = csr_array(documents.multiply(np.repeat(np.linspace(3, 0.2, 60), 100)[:, None]).astype(np.float32))
     index = make(tmp_path / "index", "impact", documents, weights=weights, window=window)
     for k in (1, 10, 500):
+        assert_product(index.search(queries, k), queries, kept(documents, weights), k)
+
+
+@pytest.mark.parametrize("weights", ["uint8", "float32"])
+def test_impact_looks_documents_up(tmp_path: Path, weights: str) -> None:
+    """Rare strong terms that leave few documents able to win, whose weights of frequent weak terms are looked up."""
+    rare, frequent = sparse(60_000, 30, 0.001, 0), sparse(60_000, 6, 0.6, 1)
+    documents = csr_array(hstack([rare * 40, frequent], format="csr"), dtype=np.float32)
+    index = make(tmp_path / "index", "impact", documents, weights=weights, window=20_000)
+    queries = csr_array(hstack([sparse(30, 30, 0.08, 2), csr_array(np.ones((30, 6)))], format="csr"), dtype=np.float32)
+    for k in (1, 10, 40):
         assert_product(index.search(queries, k), queries, kept(documents, weights), k)
 
 
