@@ -41,7 +41,8 @@ def main() -> None:
     def vectors(texts: Sequence[str]) -> NDArray[np.float32]:
         rng = np.random.default_rng(int(texts[0]))
         found = centres[rng.integers(1000, size=len(texts))] + rng.normal(size=(len(texts), width)).astype(np.float32)
-        return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+        unit: NDArray[np.float32] = (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+        return unit
 
     ids, queries = [str(row) for row in range(count)], vectors([str(count)] * arguments.queries)
     figures: dict[str, object] = {"documents": count, "width": width, "machine": machine()}
@@ -56,7 +57,8 @@ def main() -> None:
         print("| index | build s | vectors/s | bytes/vector | foreseen | search p50 ms |")
         print("|---|---:|---:|---:|---:|---:|")
         for factory in arguments.factories:
-            component, folder = Component(kind="faiss", factory=factory, **_wide(factory)), Path(scratch) / "index"
+            component = Component.model_validate({"kind": "faiss", "factory": factory, **_wide(factory)})
+            folder = Path(scratch) / "index"
             seconds = build_index(component, shards, folder, document_ids=ids, identity={})["seconds"]
             opened, times = open_index(folder), []
             for query in queries:

@@ -88,9 +88,8 @@ def _wanted(arguments: argparse.Namespace) -> tuple[str, Callable[[], Vectors]]:
     if arguments.recipe:
         return f"{arguments.recipe.stem}{suffix}", lambda: _copied(_student(arguments.recipe, arguments.work), copies)
     if arguments.vectors:
-        label, (documents, queries) = arguments.label or arguments.vectors[0].stem, arguments.vectors
-        loaded = lambda: (csr_array(load_npz(documents)), {"test": csr_array(load_npz(queries))})  # noqa: E731
-        return f"{label}{suffix}", lambda: _copied(loaded(), copies)
+        label = arguments.label or arguments.vectors[0].stem
+        return f"{label}{suffix}", lambda: _copied(_loaded(*arguments.vectors), copies)
     return f"synthetic {arguments.documents}", lambda: _synthetic(arguments.documents, 200)
 
 
@@ -209,15 +208,20 @@ def _write_table(path: Path, table: str) -> None:
 
 
 def _student(recipe: Path, work: Path | None) -> Vectors:
-    """The documents' vectors of a recipe that was run, and its test queries by its own encoder."""
+    """The documents' vectors of a recipe that was run, and its test queries by its exported encoder."""
     from retrieval_kd.pipeline import Workspace
-    from retrieval_kd.pipeline.steps import VECTORS, sparse_query_encoder
+    from retrieval_kd.pipeline.documents import VECTORS
+    from retrieval_kd.pipeline.exporting import open_served
 
     workspace = Workspace(recipe, work, dry=True)
     workspace.made("vectors", "index")
     texts = workspace.query_texts("test", workspace.recipe.student.render)
     documents = csr_array(load_npz(workspace.folder / "vectors" / VECTORS))
-    return documents, {"test": csr_array(sparse_query_encoder(workspace)(texts))}
+    return documents, {"test": csr_array(open_served(workspace, threads=1)[0].encode(texts))}
+
+
+def _loaded(documents: Path, queries: Path) -> Vectors:
+    return csr_array(load_npz(documents)), {"test": csr_array(load_npz(queries))}
 
 
 def _copied(vectors: Vectors, copies: int) -> Vectors:

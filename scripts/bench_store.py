@@ -60,11 +60,13 @@ class Scores:
 
     @cached_property
     def query_keys(self) -> NDArray[np.uint64]:
-        return np.load(self.folder / "query_keys.npy", mmap_mode="r")
+        keys: NDArray[np.uint64] = np.load(self.folder / "query_keys.npy", mmap_mode="r")
+        return keys
 
     @cached_property
     def document_keys(self) -> NDArray[np.uint64]:
-        return np.load(self.folder / "document_keys.npy", mmap_mode="r")
+        keys: NDArray[np.uint64] = np.load(self.folder / "document_keys.npy", mmap_mode="r")
+        return keys
 
     def rows(self, queries: NDArray[np.int64]) -> NDArray[np.int32]:
         """(n, K): the documents of queries, a walk with a stride that meets none twice."""
@@ -77,7 +79,8 @@ class Scores:
         """(n, K): about normal, as logits are, with noise down to the last bit."""
         mixed = scramble(queries[:, None] * DOCUMENTS + rows)
         noise = (mixed >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-34)
-        return _normal()[mixed % np.uint64(2**20)] + noise
+        found: NDArray[np.float32] = _normal()[mixed % np.uint64(2**20)] + noise
+        return found
 
     def store(self) -> Any:
         from retrieval_kd.store.store import Store
@@ -250,7 +253,7 @@ def compact(given: Scores) -> dict[str, Any]:
 
 def pickle_write(given: Scores) -> dict[str, Any]:
     """The nested dict of others, query id -> document id -> score, into a pickle."""
-    names = {}
+    names: dict[int, str] = {}
     nested: dict[str, dict[str, float]] = {}
     for query in range(given.queries):
         rows = given.rows(np.array([query]))

@@ -100,9 +100,9 @@ def triples(arguments: argparse.Namespace) -> tuple[list[str], list[str], np.nda
     rng = np.random.default_rng(SEED)
     texts = next(iter(collection.splits.values())).texts
     count = arguments.steps * arguments.batch_size
-    queries = [texts[place] for place in rng.permutation(np.arange(count) % len(texts))]
+    queries = [texts[place] for place in rng.permutation(np.arange(count) % len(texts)).tolist()]
     rows = rng.choice(len(collection), (count, 2), replace=False)
-    documents = [collection.documents[row] for row in rows.ravel()]
+    documents = [collection.documents[row] for row in rows.ravel().tolist()]
     bm25: Any = load_teacher(Component(kind="bm25"), Collection("", documents, documents, {}))
     scores = bm25.score([query for query in queries for _ in range(2)], documents)
     return queries, documents, np.arange(2 * count).reshape(count, 2), scores.reshape(count, 2) / 10
@@ -180,7 +180,7 @@ def our_trainer(
         seconds.append(time.perf_counter() - began)
         return found
 
-    loop.Run.step = timed  # type: ignore[method-assign]
+    loop.Run.step = timed  # type: ignore[method-assign, assignment]
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -250,7 +250,7 @@ def their_data(
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds.append(time.perf_counter() - self.began)
 
-        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:  # type: ignore[override]
             if "loss" in logs:
                 losses.append(float(logs["loss"]))
 

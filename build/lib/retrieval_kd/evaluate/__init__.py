@@ -1,0 +1,1 @@
+"""How good results are, whether a difference is one, and what a query costs."""

@@ -1,0 +1,22 @@
+"""Margin-MSE teacher scores by id: Hofstätter et al. 2020, arXiv:2010.02666, Zenodo 4068216."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from retrieval_kd.layouts import Record
+from retrieval_kd.layouts._triples import read_triples, write_triples
+
+FORM = "pos_score\tneg_score\tquery_id\tpos_id\tneg_id"
+NEEDS_POSITIVE = True
+
+
+def read(path: Path) -> Iterator[Record]:
+    """One record a line."""
+    return read_triples(path, FORM, scores_first=True, by_text=False)
+
+
+def write(path: Path, records: Iterable[Record]) -> None:
+    """A line for every pair of a positive and another document."""
+    write_triples(path, records, scores_first=True, by_text=False)

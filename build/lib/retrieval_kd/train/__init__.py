@@ -1,0 +1,1 @@
+"""Training: batches that depend on the step alone, and one loop over stages."""
