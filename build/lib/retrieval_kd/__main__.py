@@ -1,5 +1,0 @@
-"""`python -m retrieval_kd` is `rkd`."""
-
-from retrieval_kd.cli import main
-
-main()

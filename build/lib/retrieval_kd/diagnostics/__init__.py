@@ -1,1 +1,0 @@
-"""What stored teacher scores are like: statistics of lists, of teachers, and of two teachers together."""

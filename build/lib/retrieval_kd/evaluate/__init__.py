@@ -1,1 +1,0 @@
-"""How good results are, whether a difference is one, and what a query costs."""

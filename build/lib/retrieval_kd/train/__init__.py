@@ -1,1 +1,0 @@
-"""Training: batches that depend on the step alone, and one loop over stages."""
