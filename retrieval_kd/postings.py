@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 _LEAST = np.nextafter(np.float32(0), np.float32(1))  # the smallest score of a result
 _EPSILON = 2.0**-23  # of float32
-_LOOK_UP = 100  # what a look-up costs, in additions: its reads miss the cache
-_COUNT = 8  # documents still able to win are counted once this part of a window was added since
+_LOOK_UP = 100  # additions that a look-up counts as, chosen by the time of whole queries
+_SCAN = 8  # documents still able to win are looked for once this part of a window was added since
 _FIRST = 4  # windows that are searched first, to find a high k-th score
 _BLOCK = 128  # sums that are compared with the k-th score at once
 Array = NDArray[Any]
@@ -168,7 +168,7 @@ def _search_one(
         base, length = number * window, min(window, documents - number * window)
         term, added, listed = 0, length, -1
         while term < terms:
-            if rest[term] < threshold and added * _COUNT >= length:
+            if rest[term] < threshold and added * _SCAN >= length:
                 few = min((left - 1) // ((terms - term) * _LOOK_UP), len(able))
                 listed = _list_from(bits, threshold - rest[term], able[:few])
                 if listed >= 0:
