@@ -22,7 +22,6 @@ from retrieval_kd.towers import BAGS, bag_length
 from retrieval_kd.types import InputError
 
 TABLES = (*BAGS, SparseStaticEmbedding)  # first modules of the towers that are one
-_BATCH = 32
 
 Arrays = Callable[[Precision], dict[str, NDArray[Any]]]
 
@@ -71,7 +70,6 @@ def export_table(
     facts |= {
         "runtime": "table",
         "widths": [],
-        "batch_size": _BATCH,
         "prompt": "",
         "identity": identity,
         "document_identity": document_identity,

@@ -72,6 +72,12 @@ def test_every_command_has_help() -> None:
         assert {"--quiet", "--json"} <= options, name
 
 
+def test_help_says_what_is_taken_if_nothing_is_given() -> None:
+    shown = CliRunner().invoke(cli.app, ["run", "--help"], terminal_width=200, color=False).output
+    assert "work/RECIPE" in shown
+    assert "OUT/../store" in shown
+
+
 def test_help_lists_every_command(tmp_path: Path) -> None:
     done = rkd("--help", folder=tmp_path)
     assert done.returncode == 0
